@@ -1,0 +1,42 @@
+# `make` alone prints this help.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup finetune test lint bench ui clean
+
+help:  ## this text
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  ##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## the virtual environment .venv with locked dependencies, and MLflow's store
+	@ln -sfn "$(CURDIR)/.venv" "$$(cat .venv/.mlflow-env)"
+
+$(STAMP): requirements.lock pyproject.toml python_env.yaml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing locked dependencies (some minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pipelines.tracking.install
+	@touch $@
+
+finetune: setup  ## the main job: prepare, train, evaluate, package, promote
+	@. $(BIN)/activate && mlflow run . -e finetune
+
+test: setup  ## lint, types and the whole test suite
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/python -m pytest
+
+lint: setup  ## ruff and mypy only
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: setup  ## the figures of the main job (about 40 minutes)
+	@$(BIN)/python -m benchmarks.main_job
+
+ui: setup  ## the MLflow UI on http://127.0.0.1:5000
+	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+clean:  ## runs, products and caches (not the virtual environment)
+	rm -rf mlflow.db* mlartifacts mlruns outputs data/rows .mypy_cache .ruff_cache .pytest_cache
+	find adapters -mindepth 1 ! -name README.md -delete

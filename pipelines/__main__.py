@@ -1,0 +1,185 @@
+"""The launcher: compose, validate, track, call.
+
+Nothing heavy is imported before the configuration is valid, so help, `--cfg job` and every mistake in a key or
+a value answer in about a second.
+"""
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipelines.config.compose import Composed, compose
+from pipelines.config.nearest import did_you_mean
+from pipelines.errors import Stopped, UserError
+
+STAGES = {
+    "prepare": "sources -> rows: train, validation, heldout, with a manifest",
+    "sft": "rows -> adapter, by supervised fine-tuning",
+    "evaluate": "rows + adapter -> scores of base and adapter on the held-out rows",
+    "package": "adapter + scores -> registered model version",
+    "promote": "version + gate -> alias moved, or a refusal on record (exit code 3)",
+    "finetune": "the flow: all of the above, one run with a child run for each",
+}
+
+USAGE = """usage: python -m pipelines STAGE [key=value ...]     (also: tunesmith STAGE ...)
+
+stages
+{stages}
+
+overrides
+  group=name         choose a file of conf/<group>/:
+{groups}
+  key=value          set a value:   sft.trainer.learning_rate=1e-3
+  +key=value         add a setting: +sft.trainer.weight_decay=0.1
+  ~key               remove one
+  'key="two words"'  a value with spaces;  key=[a,b]  a list;  key=null  none
+
+options
+  --cfg job          print the composed configuration and stop
+  -m, --multirun     key=a,b runs every combination, under one parent run
+  --overrides TEXT   overrides in one text, split as a shell would (what MLproject passes)
+  --key value        the same as key=value
+  -h, --help         this text
+
+exit codes: 0 done, 2 a mistake in configuration or data, 3 refused by a gate, 4 a service doesn't answer,
+130 and 143 stopped by Ctrl-C and SIGTERM, 1 an error of ours"""
+
+
+@dataclass
+class Command:
+    """What the command line asks for."""
+
+    stage: str = ""
+    overrides: list[str] = field(default_factory=list)
+    show: bool = False
+    help: bool = False
+    multirun: bool = False
+
+
+def main() -> None:
+    """The console script; ends the process with the exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carries out a command line; returns its exit code."""
+    try:
+        return _run(parse(arguments))
+    except UserError as error:
+        print(f"tunesmith: {error}", file=sys.stderr)
+        return error.exit_code
+    except Stopped as stop:
+        print(f"tunesmith: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(command: Command) -> int:
+    if command.help or not command.stage:
+        print(help_text())
+        return 0 if command.help else 2
+    if command.multirun:
+        from pipelines.config.sweep import combinations
+
+        jobs = [compose(overrides) for overrides in combinations(command.overrides)]
+    else:
+        jobs = [compose(command.overrides)]
+    if command.show:
+        print(jobs[0].as_yaml(), end="")
+        return 0
+    return _execute(command, jobs)
+
+
+def _execute(command: Command, jobs: Sequence[Composed]) -> int:
+    quieten()
+    from pipelines import stopping
+    from pipelines.execute import execute, sweep
+
+    stopping.install()
+    if command.multirun:
+        sweep(command.stage, jobs)
+    else:
+        execute(command.stage, jobs[0].config)
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """The command line as a Command. Raises UserError for a word that is none of its forms."""
+    command, words = Command(), list(arguments)
+    while words:
+        word = words.pop(0)
+        if word in ("-h", "--help"):
+            command.help = True
+        elif word in ("-m", "--multirun"):
+            command.multirun = True
+        elif word == "--cfg":
+            _expect_job(words)
+            command.show = True
+        elif word == "--overrides":
+            command.overrides += shlex.split(_value(word, words))
+        elif word.startswith("--"):
+            command.overrides.append(f"{word[2:]}={_value(word, words)}")
+        elif "=" in word or word.startswith("~"):
+            command.overrides.append(word)
+        else:
+            _set_stage(command, word)
+    return command
+
+
+def _value(word: str, words: list[str]) -> str:
+    if not words:
+        raise UserError(f"{word}: expected a value after it")
+    return words.pop(0)
+
+
+def _expect_job(words: list[str]) -> None:
+    if _value("--cfg", words) != "job":
+        raise UserError("--cfg: expected job")
+
+
+def _set_stage(command: Command, word: str) -> None:
+    if command.stage:
+        raise UserError(f"{word!r}: expected key=value; the stage is {command.stage} already")
+    if word not in STAGES:
+        raise UserError(f"{word!r}: no such stage{did_you_mean(word, STAGES)}")
+    command.stage = word
+
+
+def help_text() -> str:
+    """Usage with the stages and what conf/ offers."""
+    from pipelines.config.paths import CONF
+
+    stages = "\n".join(f"  {name:<11}{what}" for name, what in STAGES.items())
+    groups = sorted(path for path in CONF.iterdir() if path.is_dir())
+    lines = [f"    {g.name:<11}{', '.join(sorted(p.stem for p in g.glob('*.yaml')))}" for g in groups]
+    return USAGE.format(stages=stages, groups="\n".join(lines))
+
+
+def quieten() -> None:
+    """Third parties keep silent: their progress bars, telemetry and start-up warnings are not ours to show."""
+    os.environ |= {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DATASETS_VERBOSITY": "error",
+        "BITSANDBYTES_NOWELCOME": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),
+    }
+    warnings.filterwarnings("ignore")
+    import logging
+
+    for name in ("mlflow", "alembic", "bitsandbytes", "transformers", "trl", "peft", "datasets", "accelerate", "httpx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    main()

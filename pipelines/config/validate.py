@@ -1,0 +1,202 @@
+"""The composed mapping, checked: a `Config`, or one readable line for each mistake."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipelines.config import upstream
+from pipelines.config.nearest import did_you_mean, nearest
+from pipelines.config.schema import Config
+from pipelines.errors import UserError
+
+Origin = Callable[[str], str]
+
+PEFT_CLASSES = {
+    "lora": "LoraConfig",
+    "ia3": "IA3Config",
+    "prefix_tuning": "PrefixTuningConfig",
+    "p_tuning": "PromptEncoderConfig",
+}
+
+# Settings that another field of ours decides: two homes for one value would disagree one day.
+OWNED: dict[str, dict[str, str]] = {
+    "sft.trainer": {
+        "output_dir": "paths.adapters",
+        "seed": "seed",
+        "data_seed": "seed",
+        "use_cpu": "compute.device",
+        "bf16": "compute.dtype",
+        "fp16": "compute.dtype",
+        "completion_only_loss": "sft.loss",
+        "assistant_only_loss": "sft.loss",
+        "report_to": "tracking",
+        "disable_tqdm": "the terminal",
+        "resume_from_checkpoint": "reuse",
+        "trust_remote_code": "always false",
+        "model_init_kwargs": "model and compute",
+        "push_to_hub": "the registry",
+        "hub_model_id": "the registry",
+    },
+    "adapter.peft": {
+        "task_type": "always CAUSAL_LM",
+        "peft_type": "adapter.method",
+        "inference_mode": "the stage",
+        "base_model_name_or_path": "model.id",
+        "revision": "model.revision",
+        "target_parameters": "adapter.train_experts and model.targets.target_parameters",
+    },
+}
+
+EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "none_required": "null",
+    "string_too_short": "text that is not empty",
+}
+
+
+def validate(container: Mapping[str, Any], origin: Origin) -> Config:
+    """The mapping as a `Config`.
+
+    `origin` tells where a dotted key was set (a file of `conf/` or the command line).
+    Raises UserError with one line for each mistake.
+    """
+    try:
+        config = Config.model_validate(container)
+    except ValidationError as error:
+        raise UserError("\n".join(_lines(error, origin))) from None
+    problems = [*_block("sft.trainer", "SFTConfig", config.sft.trainer, origin)]
+    problems += _block("adapter.peft", PEFT_CLASSES[config.adapter.method], config.adapter.peft, origin)
+    problems += _cross_checks(config, origin)
+    if problems:
+        raise UserError("\n".join(problems))
+    return config
+
+
+def valid_keys(block: str, config: Mapping[str, Any]) -> list[str]:
+    """Names that may stand under a dotted path, for suggestions; empty where anything may."""
+    if block == "sft.trainer":
+        return _free("sft.trainer", "SFTConfig")
+    if block == "adapter.peft":
+        method = config.get("adapter", {}).get("method", "lora")
+        return _free("adapter.peft", PEFT_CLASSES.get(method, "LoraConfig"))
+    model = _schema_at(block.split(".") if block else [])
+    return list(model.model_fields) if model else []
+
+
+def _free(block: str, cls: str) -> list[str]:
+    return [name for name in upstream.fields(cls) if name not in OWNED[block]]
+
+
+def _schema_at(parts: list[str]) -> type[BaseModel] | None:
+    kind: Any = Config
+    for part in parts:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            field = kind.model_fields.get(part)
+            kind = field.annotation if field else None
+        else:  # a key of a mapping from names to blocks
+            kind = get_args(kind)[-1] if get_args(kind) else None
+        kind = next((a for a in get_args(kind) if isinstance(a, type) and issubclass(a, BaseModel)), kind)
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def _lines(error: ValidationError, origin: Origin) -> Iterator[str]:
+    """One line a mistake; a name that is missing because it was mistyped is told once."""
+    details = error.errors()
+    guesses = set()
+    for item in details:
+        if item["type"] == "extra_forbidden":
+            block, name = _split(item["loc"])
+            guesses.add(f"{block}.{nearest(name, valid_keys(block, {}))}".lstrip("."))
+    for item in details:
+        path = _dotted(item["loc"])
+        if item["type"] != "missing" or path not in guesses:
+            yield f"{path}: {_reason(item)} (in {origin(path)})"
+
+
+def _dotted(loc: tuple[int | str, ...]) -> str:
+    # pydantic adds the tried member of a union to the location; names of ours hold no brackets.
+    return ".".join(str(part) for part in loc if "[" not in str(part) and str(part) not in _UNION_TAGS)
+
+
+_UNION_TAGS = {"str", "int", "float", "bool", "constrained-str", "constrained-int", "constrained-float"}
+
+
+def _split(loc: tuple[int | str, ...]) -> tuple[str, str]:
+    return _dotted(loc[:-1]), str(loc[-1])
+
+
+def _reason(item: ErrorDetails) -> str:
+    if item["type"] == "extra_forbidden":
+        block, name = _split(item["loc"])
+        return f"unknown key{did_you_mean(name, valid_keys(block, {}))}"
+    if item["type"] == "missing":
+        return "missing; a value is required"
+    if item["type"] == "literal_error":
+        return _choice(item)
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    return f"expected {_expected(item)}, got {item['input']!r}"
+
+
+def _choice(item: ErrorDetails) -> str:
+    choices = str(item["ctx"]["expected"]).replace("'", "").replace(" or ", ", ").split(", ")
+    shown = ", ".join(choices) if len(choices) <= 12 else f"one of {len(choices)} names"
+    return f"expected {shown}, got {item['input']!r}{did_you_mean(str(item['input']), choices)}"
+
+
+def _expected(item: ErrorDetails) -> str:
+    return EXPECTED.get(item["type"]) or item["msg"].removeprefix("Input should be ").lower()
+
+
+def _block(path: str, cls: str, values: Mapping[str, Any], origin: Origin) -> Iterator[str]:
+    """Mistakes in a block that goes to an upstream class."""
+    valid = _free(path, cls)
+    for name, value in values.items():
+        key = f"{path}.{name}"
+        if name in OWNED[path]:
+            yield f"{key}: decided by {OWNED[path][name]}, not here (in {origin(key)})"
+        elif name not in valid:
+            yield f"{key}: unknown key of {cls}{did_you_mean(name, valid)} (in {origin(key)})"
+        else:
+            try:
+                upstream.check(cls, name, value)
+            except ValidationError as error:
+                yield f"{key}: {_union_reason(error)} (in {origin(key)})"
+
+
+def _union_reason(error: ValidationError) -> str:
+    """What any member of a union would have taken, on one line."""
+    details = error.errors()
+    if len(details) == 1:
+        return _reason(details[0])
+    wanted = list(dict.fromkeys(_expected(item) for item in details))
+    return f"expected {' or '.join(wanted)}, got {details[0]['input']!r}"
+
+
+def _cross_checks(config: Config, origin: Origin) -> Iterator[str]:
+    """Rules between fields of different blocks."""
+    trainer = config.sft.trainer
+    if (trainer.get("max_length") or 0) > config.model.context_length:
+        yield (
+            f"sft.trainer.max_length: {trainer['max_length']} is over the {config.model.context_length} tokens of "
+            f"{config.model.name}'s context (in {origin('sft.trainer.max_length')})"
+        )
+    if config.sft.early_stopping_patience is not None and not trainer.get("load_best_model_at_end"):
+        yield (
+            "sft.early_stopping_patience: needs sft.trainer.load_best_model_at_end=true, or null "
+            f"(in {origin('sft.early_stopping_patience')})"
+        )
+    if config.compute.device == "cpu" and config.compute.attn_implementation.startswith("flash"):
+        yield (
+            f"compute.attn_implementation: {config.compute.attn_implementation} runs on CUDA only; "
+            f"expected sdpa or eager on cpu (in {origin('compute.attn_implementation')})"
+        )

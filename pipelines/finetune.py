@@ -1,0 +1,33 @@
+"""The flow: prepare -> sft -> evaluate -> package -> promote, one run with a child run for each."""
+
+from pipelines.config.compose import as_yaml
+from pipelines.config.schema import Config
+from pipelines.product import Product
+from pipelines.progress import say
+from pipelines.stages import STAGES, named_input, run_stage
+from pipelines.tracking.run import started
+
+FLOW = ("prepare", "sft", "evaluate", "package", "promote")
+
+
+def run(config: Config) -> None:
+    """Runs every stage, handing each product on; a stage whose product is there is reused."""
+    made: dict[str, Product] = {}
+    with started("finetune", {"stage": "finetune"}) as flow:
+        flow.data(as_yaml(config), "config.yaml")
+        for name in FLOW:
+            stage = STAGES[name]
+            inputs = {i: named_input(stage, config, i) or made[maker] for i, maker in stage.needs.items()}
+            made[name] = run_stage(stage, config, inputs)
+        flow.metrics(made["evaluate"].about["metrics"])
+        flow.tags({f"product.{name}": product.digest for name, product in made.items()})
+    say(_summary(made))
+
+
+def _summary(made: dict[str, Product]) -> str:
+    metrics, version = made["evaluate"].about["metrics"], made["package"].about
+    return (
+        f"finetune: held-out accuracy {metrics['base/accuracy']:.1%} -> {metrics['adapter/accuracy']:.1%} "
+        f"on {metrics['adapter/num_in_scope']:,.0f} rows; "
+        f"models:/{version['name']}/{version['version']} is {made['promote'].about['alias']}"
+    )

@@ -1,0 +1,144 @@
+"""What every training stage shares: run a trainer, resume it, stop it cleanly, hand over the adapter."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pipelines import stopping
+from pipelines.config.schema import Model
+from pipelines.errors import UserError
+from pipelines.progress import Meter, meter, say
+
+CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors")
+
+Log = Callable[[Mapping[str, float], int], None]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What training came to."""
+
+    steps: int
+    seconds: float
+    history: list[dict[str, float]]
+    resumed_from: int
+
+
+def fit(trainer: Any, log: Log, rows_per_step: int) -> Fitted:
+    """Trains to the end, from the newest complete checkpoint where there is one.
+
+    SIGTERM and Ctrl-C end it after the current step with a checkpoint written (raises Stopped). Raises UserError
+    where loss or gradient stop being finite, or where the adapter comes out so.
+    """
+    checkpoint = newest_checkpoint(Path(trainer.args.output_dir))
+    start = _step_of(checkpoint) if checkpoint else 0
+    if checkpoint:
+        say(f"  going on from step {start}")
+    trainer.remove_callback(PrinterCallback)
+    total = planned_steps(trainer)
+    with stopping.deferred() as deferral, meter("training", total, "steps") as shown:
+        shown.begin_at(start)
+        trainer.add_callback(_Watch(deferral, log, shown, rows_per_step))
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _refuse_non_finite(trainer.model)
+    return Fitted(output.global_step, output.metrics["train_runtime"], _history(trainer.state), start)
+
+
+def planned_steps(trainer: Any) -> int:
+    """Optimizer steps of the whole run."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return int(args.max_steps)
+    per_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
+    return math.ceil(per_epoch * args.num_train_epochs)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The highest-numbered checkpoint with every file that an exact resume needs; others are removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
+    for checkpoint in found:
+        missing = _damage(checkpoint)
+        if not missing:
+            return checkpoint
+        # Left in place it would count as one of those that rotation keeps.
+        say(f"  {checkpoint.name} is incomplete ({missing}); using an older one if there is one")
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def _damage(checkpoint: Path) -> str:
+    missing = [name for name in CHECKPOINT_FILES if not (checkpoint / name).is_file()]
+    if missing:
+        return f"no {missing[0]}"
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except ValueError:
+        return "trainer_state.json is cut"
+    return ""
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _history(state: TrainerState) -> list[dict[str, float]]:
+    # Durations differ from run to run; what is kept must not.
+    clocks = ("runtime", "per_second")
+    return [{k: v for k, v in entry.items() if not k.endswith(clocks)} for entry in state.log_history]
+
+
+def _refuse_non_finite(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise UserError(f"training ended with values in {name} that are not finite; lower the learning rate")
+
+
+def save_adapter(trainer: Any, tokenizer: Any, model: Model, folder: Path) -> None:
+    """Adapter, tokenizer, chat template and generation settings, naming the base by id and pinned revision."""
+    trainer.model.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # peft's blank form; it says nothing of this adapter
+    path = folder / "adapter_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings |= {"base_model_name_or_path": model.id, "revision": model.revision}
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tokenizer.save_pretrained(str(folder))
+    trainer.model.get_base_model().generation_config.save_pretrained(str(folder))
+
+
+class _Watch(TrainerCallback):
+    """Progress, metrics, and the two reasons to stop: a signal and a loss that is no number."""
+
+    def __init__(self, deferral: stopping.Deferral, log: Log, shown: Meter, rows_per_step: int) -> None:
+        self.deferral, self.log, self.shown, self.rows_per_step = deferral, log, shown, rows_per_step
+        self.note = ""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        self.shown.advance(1, f"{self.rows_per_step * self.shown.pace():.0f} rows/s{self.note}")
+        if self.deferral.signum is not None:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        values = {name: float(value) for name, value in (logs or {}).items()}
+        for name in ("loss", "grad_norm", "eval_loss"):
+            if not math.isfinite(values.get(name, 0.0)):
+                raise UserError(f"{name} is {values[name]} at step {state.global_step}; lower the learning rate")
+        if "loss" in values:
+            self.note = f", loss {values['loss']:.3f}"
+        self.log(values, state.global_step)

@@ -1,0 +1,156 @@
+"""Rows -> tokens and labels, and the audit of what will be trained before the first step."""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.dataset.row import Row
+from pipelines.errors import UserError
+from pipelines.policy.chat import render
+
+IGNORED = -100
+SHOWN_IDS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row as the trainer sees it; `labels` is IGNORED where nothing is learned."""
+
+    row_id: str
+    input_ids: list[int]
+    labels: list[int]
+    prompt_length: int
+    prompt_is_prefix: bool
+
+
+def encode(tokenizer: Any, rows: Sequence[Row], template: Mapping[str, Any], loss: str) -> list[Example]:
+    """Tokens and labels of every row.
+
+    `loss` is "completion" (all that follows the prompt is learned) or "assistant" (what the chat template marks
+    with `{% generation %}`). Raises UserError where the template has no such marks.
+    """
+    tools = [row.tools for row in rows]
+    prompts = render(tokenizer, [row.prompt for row in rows], tools, template, prompt=True)
+    wholes = render(tokenizer, [[*row.prompt, *row.completion] for row in rows], tools, template, prompt=False)
+    masks = _generated(tokenizer, rows, template) if loss == "assistant" else [None] * len(rows)
+    return [_example(*parts) for parts in zip(rows, prompts, wholes, masks, strict=True)]
+
+
+def _example(row: Row, prompt: list[int], whole: list[int], generated: list[int] | None) -> Example:
+    shared = _common_prefix(prompt, whole)
+    learned = generated or [int(i >= shared) for i in range(len(whole))]
+    labels = [token if learn else IGNORED for token, learn in zip(whole, learned, strict=True)]
+    return Example(row.id, whole, labels, shared, shared == len(prompt))
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _generated(tokenizer: Any, rows: Sequence[Row], template: Mapping[str, Any]) -> list[list[int]]:
+    if "{% generation" not in tokenizer.chat_template.replace("{%-", "{%"):
+        raise UserError("sft.loss: assistant needs a chat template with {% generation %} marks; use completion")
+    return [
+        tokenizer.apply_chat_template(
+            [*row.prompt, *row.completion],
+            tools=row.tools,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            **template,
+        )["assistant_masks"]
+        for row in rows
+    ]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the mask does to all rows; each list holds row ids."""
+
+    num_rows: int
+    num_tokens: int
+    num_trained: int
+    nothing_trained: list[str]
+    end_untrained: list[str]
+    prompt_trained: list[str]
+    prompt_changed: list[str]
+    truncated: list[str]
+    lengths: list[int]
+
+    def problems(self, max_truncated: int) -> list[str]:
+        """Why the run must not start, one line a kind."""
+        kinds = {
+            "rows where no token is trained": self.nothing_trained,
+            "rows whose end of turn is not trained: the model would not learn to stop": self.end_untrained,
+            "rows where a token of the prompt is trained": self.prompt_trained,
+            "rows whose prompt the template renders otherwise once the answer follows": self.prompt_changed,
+        }
+        found = [f"{len(ids)} {kind}: {_some(ids)}" for kind, ids in kinds.items() if ids]
+        if len(self.truncated) > max_truncated:
+            found.append(
+                f"{len(self.truncated)} rows whose answer sft.trainer.max_length cuts, "
+                f"sft.audit.max_truncated_answers allows {max_truncated}: {_some(self.truncated)}"
+            )
+        return found
+
+    def counts(self) -> dict[str, float]:
+        """The audit as metrics."""
+        return {
+            "audit/num_rows": self.num_rows,
+            "audit/num_tokens": self.num_tokens,
+            "audit/trained_share": self.num_trained / max(self.num_tokens, 1),
+            "audit/num_truncated": len(self.truncated),
+        }
+
+
+def audit(examples: Sequence[Example], max_length: int | None, ends: Sequence[int]) -> Audit:
+    """Checks every row's mask as it will be after truncation to `max_length` tokens."""
+    cut = [example.labels[:max_length] for example in examples]
+    pairs = list(zip(examples, cut, strict=True))
+    learned = [sum(label != IGNORED for label in labels) for labels in cut]
+    return Audit(
+        num_rows=len(examples),
+        num_tokens=sum(len(labels) for labels in cut),
+        num_trained=sum(learned),
+        nothing_trained=[e.row_id for (e, _), count in zip(pairs, learned, strict=True) if not count],
+        end_untrained=[e.row_id for e in examples if not set(ends) & set(e.labels)],
+        prompt_trained=[e.row_id for e, labels in pairs if any(t != IGNORED for t in labels[: e.prompt_length])],
+        prompt_changed=[e.row_id for e in examples if not e.prompt_is_prefix],
+        truncated=[e.row_id for e, labels in pairs if len(labels) < len(e.labels) and any_learned_cut(e, labels)],
+        lengths=[len(e.input_ids) for e in examples],
+    )
+
+
+def any_learned_cut(example: Example, labels: Sequence[int]) -> bool:
+    """Whether truncation took a token that would have been learned."""
+    return any(label != IGNORED for label in example.labels[len(labels) :])
+
+
+def _some(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+    return ", ".join(ids[:SHOWN_IDS]) + more
+
+
+def examples_page(tokenizer: Any, examples: Sequence[Example], count: int) -> str:
+    """HTML that shows the first rows token by token, what is learned marked."""
+    shown = "".join(_example_html(tokenizer, example) for example in examples[:count])
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8><title>Loss mask</title>"
+        "<meta name=viewport content='width=device-width'><style>"
+        "body{font:16px/1.7 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}"
+        "pre{white-space:pre-wrap;word-break:break-word;background:#f6f6f6;padding:1rem}"
+        "span{border-bottom:1px dotted #bbb}mark{background:#bfe8c5;border-bottom:1px dotted #7a7}</style>"
+        "<h1>Loss mask</h1><p>Marked tokens are trained; the others are read only. A dotted line under each token "
+        f"shows where it ends. {min(count, len(examples))} of {len(examples)} rows.</p>{shown}"
+    )
+
+
+def _example_html(tokenizer: Any, example: Example) -> str:
+    pieces = []
+    for token, label in zip(example.input_ids, example.labels, strict=True):
+        tag = "span" if label == IGNORED else "mark"
+        text = html.escape(tokenizer.decode([token]).replace("\n", "⏎\n"))
+        pieces.append(f"<{tag} title='{token}'>{text}</{tag}>")
+    trained = sum(label != IGNORED for label in example.labels)
+    head = f"row {html.escape(example.row_id)}: {trained} of {len(example.labels)} tokens trained"
+    return f"<h2 style='font-size:1rem'>{head}</h2><pre>{''.join(pieces)}</pre>"

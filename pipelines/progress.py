@@ -1,0 +1,79 @@
+"""What a user sees while a stage works: bars on a terminal, plain lines elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+SECONDS_BETWEEN_LINES = 10.0
+console = Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """One line about what happened."""
+    print(text, flush=True)
+
+
+class Meter:
+    """Counts what is done of a known total."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = self._before = 0
+        self._begun = self._told = time.monotonic()
+        self._bar: Progress | None = None
+
+    def advance(self, count: int, note: str = "") -> None:
+        """`count` more are done; `note` is shown beside, such as the loss."""
+        self.done += count
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=self.done, note=note, left=_left(self))
+        elif time.monotonic() - self._told >= SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            say(f"  {self.title}: {self.done}/{self.total} {self.unit}, {_left(self)}{note and ', '}{note}")
+
+    def begin_at(self, done: int) -> None:
+        """What an earlier attempt had done; it doesn't count for the pace."""
+        self.done = self._before = done
+
+    def pace(self) -> float:
+        """Units done a second, so far."""
+        return (self.done - self._before) / max(time.monotonic() - self._begun, 1e-9)
+
+    def seconds_left(self) -> float:
+        """At the pace so far; 0 before anything is done."""
+        return (self.total - self.done) / self.pace() if self.pace() else 0.0
+
+
+def _left(meter: Meter) -> str:
+    seconds = round(meter.seconds_left())
+    return f"{seconds // 60}:{seconds % 60:02d} left"
+
+
+class _Field(ProgressColumn):
+    """A text that the task carries."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get(self.name, "")))
+
+
+@contextlib.contextmanager
+def meter(title: str, total: int, unit: str) -> Iterator[Meter]:
+    """A meter for the block: a bar on a terminal, a line every ten seconds elsewhere."""
+    counted = Meter(title, total, unit)
+    if not sys.stderr.isatty():
+        yield counted
+        return
+    columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, _Field("left"), _Field("note"), console=console) as bar:
+        bar.add_task(title, total=total, left="", note="")
+        counted._bar = bar
+        yield counted

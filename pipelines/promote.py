@@ -1,0 +1,90 @@
+"""version + gate -> alias moved, or a refusal on record."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.schema import Config, Rule
+from pipelines.errors import Refused
+from pipelines.product import Product
+from pipelines.progress import say
+from pipelines.tracking import registry
+from pipelines.tracking.registry import Version
+from pipelines.tracking.run import Run
+
+SIGNS = {"at_least": ">=", "at_most": "<=", "above": ">"}
+LARGEST = 1e300  # MLflow stores an infinite metric as 1.8e308
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """One rule applied: the value found (None where there is none), and whether it passes."""
+
+    name: str
+    metric: str
+    asked: str
+    found: float | None
+    passed: bool
+    reason: str
+
+    def __str__(self) -> str:
+        shown = "missing" if self.found is None else f"{self.found:.4f}"
+        return f"{'pass' if self.passed else 'FAIL'}  {self.name}: {self.metric} = {shown}, asked {self.asked}"
+
+
+def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
+    """Moves the alias where every rule passes; records the decision either way. Raises Refused."""
+    version = _version(config, inputs)
+    scores = json.loads(registry.fetch(version, "artifacts/scores.json").read_text(encoding="utf-8"))
+    rulings = [judge(name, rule, scores["metrics"]) for name, rule in config.gate.rules.items()]
+    passed = all(ruling.passed for ruling in rulings)
+    decision = {
+        "model": version.uri,
+        "gate": config.gate.name,
+        "alias": config.promote.to,
+        "passed": passed,
+        "previous": registry.holder(version.name, config.promote.to),
+        "rules": [asdict(ruling) for ruling in rulings],
+    }
+    run.data(json.dumps(decision, indent=2) + "\n", "decision.json")
+    registry.tag(version, _tags(decision, rulings, run.id))
+    for ruling in rulings:
+        say(f"  {ruling}")
+    if not passed:
+        failed = ", ".join(ruling.name for ruling in rulings if not ruling.passed)
+        raise Refused(f"{version.uri} is not promoted to {config.promote.to}: gate {config.gate.name} fails {failed}")
+    registry.point(version.name, config.promote.to, version.number)
+    say(f"  {version.uri} is now {version.name}@{config.promote.to}")
+    (work / "decision.json").write_text(json.dumps(decision, indent=2) + "\n", encoding="utf-8")
+    return {"name": version.name, "version": version.number, "alias": config.promote.to}
+
+
+def is_current(config: Config, found: Product) -> bool:
+    """Whether the alias still points where this decision moved it; a model named by URI is judged every time."""
+    if config.promote.model:
+        return False
+    return registry.holder(found.about["name"], found.about["alias"]) == found.about["version"]
+
+
+def judge(name: str, rule: Rule, metrics: dict[str, float]) -> Ruling:
+    """A metric that is missing or not finite fails its rule."""
+    value = metrics.get(rule.metric)
+    usable = value is not None and math.isfinite(value) and abs(value) < LARGEST
+    passes = {"at_least": lambda v: v >= rule.value, "at_most": lambda v: v <= rule.value, "above": lambda v: v > rule.value}
+    asked = f"{SIGNS[rule.bound]} {rule.value:g}"
+    return Ruling(name, rule.metric, asked, value, bool(usable and passes[rule.bound](value)), rule.reason)
+
+
+def _version(config: Config, inputs: dict[str, Product]) -> Version:
+    if config.promote.model:
+        return registry.find(config.promote.model)
+    made = inputs["version"].about
+    return registry.find(f"models:/{made['name']}/{made['version']}")
+
+
+def _tags(decision: dict[str, Any], rulings: list[Ruling], run_id: str) -> dict[str, str]:
+    tags = {f"gate.{ruling.name}": str(ruling) for ruling in rulings}
+    result = f"promoted to {decision['alias']}" if decision["passed"] else f"refused for {decision['alias']}"
+    return tags | {"gate.result": result, "gate.policy": decision["gate"], "gate.run": run_id}

@@ -1,0 +1,145 @@
+"""rows -> adapter: supervised fine-tuning through TRL's SFTTrainer, its loss mask audited first."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.schema import Config
+from pipelines.dataset.rows import read_rows
+from pipelines.errors import UserError
+from pipelines.policy import mask
+from pipelines.policy.base import end_tokens, template_switches
+from pipelines.product import Product
+from pipelines.progress import say
+from pipelines.tracking.pictures import length_histogram, loss_curve
+from pipelines.tracking.run import Run, finite
+
+CHECKPOINTS = "checkpoints"
+
+
+def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
+    """Trains the adapter into `work`; returns what its manifest says about it."""
+    settings = trainer_settings(config, work)
+    tokenizer = _tokenizer(config)
+    examples = {split: _encoded(config, tokenizer, inputs["rows"], split) for split in ("train", "validation")}
+    audited = _audit(config, tokenizer, examples["train"], run)
+    for split in examples:
+        run.input(config.task.name, inputs["rows"].file(f"{split}.jsonl"), inputs["rows"].digest, split)
+    trainer = build_trainer(config, settings, tokenizer, examples)
+    _check_labels(trainer, audited)
+    fitted = _fit(trainer, run)
+    return _save(config, trainer, tokenizer, fitted, work, run)
+
+
+def trainer_settings(config: Config, work: Path) -> Any:
+    """`trl.SFTConfig` from `sft.trainer`; raises UserError where it refuses a value."""
+    from trl import SFTConfig
+
+    try:
+        return SFTConfig(
+            output_dir=str(work / CHECKPOINTS),
+            seed=config.seed,
+            use_cpu=config.compute.device == "cpu",
+            bf16=config.compute.dtype == "bfloat16",
+            fp16=config.compute.dtype == "float16",
+            report_to=[],
+            disable_tqdm=True,
+            **config.sft.trainer,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"sft.trainer: {' '.join(str(error).split())}") from None
+
+
+def _tokenizer(config: Config) -> Any:
+    from pipelines.policy.base import load_tokenizer
+
+    return load_tokenizer(config.model)
+
+
+def _encoded(config: Config, tokenizer: Any, rows: Product, split: str) -> list[mask.Example]:
+    found = read_rows(rows.file(f"{split}.jsonl"))
+    if not found:
+        raise UserError(f"{rows.file(f'{split}.jsonl')}: no rows; sft needs some to train on and to validate with")
+    return mask.encode(tokenizer, found, template_switches(config.model), config.sft.loss)
+
+
+def _audit(config: Config, tokenizer: Any, examples: list[mask.Example], run: Run) -> mask.Audit:
+    """Logs the audit and its examples, then refuses where it found a fault."""
+    limit = config.sft.trainer.get("max_length")
+    audited = mask.audit(examples, limit, end_tokens(config.model, tokenizer))
+    run.metrics(audited.counts())
+    run.data(mask.examples_page(tokenizer, examples, config.sft.audit.examples), "audit/loss_mask.html")
+    run.data(length_histogram(audited.lengths, limit), "audit/lengths.png")
+    problems = audited.problems(config.sft.audit.max_truncated_answers)
+    if problems:
+        run.data("\n".join(problems), "audit/problems.txt")
+        raise UserError("the loss-mask audit refuses this run:\n" + "\n".join(f"  {line}" for line in problems))
+    share = audited.num_trained / audited.num_tokens
+    say(f"  {audited.num_rows:,} rows, {audited.num_tokens:,} tokens, {share:.0%} of them trained; loss mask sound")
+    return audited
+
+
+def build_trainer(config: Config, settings: Any, tokenizer: Any, examples: dict[str, list[mask.Example]]) -> Any:
+    """The SFTTrainer over encoded rows, adapter attached and checked."""
+    from datasets import Dataset
+    from transformers import EarlyStoppingCallback
+    from trl import SFTTrainer
+
+    from pipelines.policy.adapter import check_attached, peft_config
+    from pipelines.policy.base import load_base
+
+    data = {
+        split: Dataset.from_dict({"input_ids": [e.input_ids for e in found], "labels": [e.labels for e in found]})
+        for split, found in examples.items()
+    }
+    patience = config.sft.early_stopping_patience
+    trainer = SFTTrainer(
+        model=load_base(config.model, config.adapter, config.compute).model,
+        args=settings,
+        train_dataset=data["train"],
+        eval_dataset=data["validation"],
+        processing_class=tokenizer,
+        peft_config=peft_config(config.adapter, config.model),
+        callbacks=[EarlyStoppingCallback(patience)] if patience else [],
+    )
+    counts = check_attached(trainer.model, config.adapter, config.model)
+    say(f"  {config.adapter.name}: {counts['trainable_parameters']:,} parameters to train")
+    return trainer
+
+
+def _check_labels(trainer: Any, audited: mask.Audit) -> None:
+    """What the trainer will learn is what the audit saw; the first label of a packed row is never used."""
+    learned = sum(label != mask.IGNORED for labels in trainer.train_dataset["labels"] for label in labels)
+    if learned != audited.num_trained:
+        raise RuntimeError(f"the trainer would learn {learned} tokens, the audit saw {audited.num_trained}")
+
+
+def _fit(trainer: Any, run: Run) -> Any:
+    from pipelines.policy.fit import fit
+
+    args = trainer.args
+    rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    return fit(
+        trainer,
+        lambda values, step: run.metrics(finite({f"sft/{name}": v for name, v in values.items()}), step),
+        rows_per_step,
+    )
+
+
+def _save(config: Config, trainer: Any, tokenizer: Any, fitted: Any, work: Path, run: Run) -> dict[str, Any]:
+    from pipelines.policy.fit import save_adapter
+
+    shutil.rmtree(work / CHECKPOINTS)
+    save_adapter(trainer, tokenizer, config.model, work)
+    (work / "training.json").write_text(json.dumps(fitted.history, indent=1) + "\n", encoding="utf-8")
+    run.data(loss_curve(fitted.history), "sft/loss.png")
+    say(f"  {fitted.steps} steps in {fitted.seconds:.0f} s")
+    run.metrics({"sft/train_seconds": fitted.seconds, "sft/steps": fitted.steps})
+    return {
+        "base": {"id": config.model.id, "revision": config.model.revision, "license": config.model.license.id},
+        "adapter": config.adapter.name,
+        "quantized": config.adapter.quantization is not None,
+        "seed": config.seed,
+        "steps": fitted.steps,
+    }

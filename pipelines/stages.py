@@ -1,0 +1,169 @@
+"""The stages, what each reads, and how one is run: reused where nothing changed, else made and published."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import product as products
+from pipelines.config.compose import as_yaml
+from pipelines.config.paths import PROJECT, resolve
+from pipelines.config.schema import Config
+from pipelines.errors import UserError
+from pipelines.product import Product
+from pipelines.progress import say
+from pipelines.tracking.run import Run, find_finished, flatten, started
+from pipelines.tracking.source import code_digest
+
+FINGERPRINT_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the way from rows to a promoted version.
+
+    `blocks` are the parts of the configuration that decide its product, `needs` maps each input to the stage
+    that makes it, `kind` names the product. `instead` is an option of its block that takes the inputs' place.
+    """
+
+    name: str
+    kind: str
+    blocks: tuple[str, ...]
+    needs: Mapping[str, str]
+    instead: str = ""
+
+    @property
+    def module(self) -> Any:
+        return importlib.import_module(f"pipelines.{self.name}")
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("prepare", "rows", ("seed", "task", "prepare"), {}),
+        Stage("sft", "adapter", ("seed", "model", "adapter", "compute", "sft"), {"rows": "prepare"}),
+        Stage(
+            "evaluate",
+            "scores",
+            ("seed", "task", "model", "adapter", "compute", "evaluate"),
+            {"rows": "prepare", "adapter": "sft"},
+        ),
+        Stage(
+            "package",
+            "version",
+            ("task", "model", "adapter", "compute", "package", "evaluate"),
+            {"adapter": "sft", "scores": "evaluate"},
+        ),
+        Stage("promote", "decision", ("gate", "promote"), {"version": "package"}, instead="model"),
+    )
+}
+
+
+def run_stage(stage: Stage, config: Config, inputs: dict[str, Product]) -> Product:
+    """The stage's product: found where an equal one was made, else made in a run of its own."""
+    fingerprint = fingerprint_of(stage, config, inputs)
+    folder = place(stage, config, fingerprint)
+    found = _reusable(stage, config, folder) if config.reuse else None
+    if found:
+        say(f"{stage.name}: reused from run {found.run_id} ({_shown(folder)})")
+        with started(stage.name, {"stage": stage.name, "reused_from": found.run_id}):
+            return found
+    say(f"{stage.name}: started")
+    work = products.partial(folder)
+    if not config.reuse:
+        products.discard(work)
+    with started(stage.name, {"stage": stage.name, "fingerprint": fingerprint}) as run:
+        made = _make(stage, config, inputs, work, run)
+        made_by = {"run_id": run.id, "stage": stage.name, "fingerprint": fingerprint}
+        product = products.publish(work, folder, stage.kind, made_by, made)
+        run.tags({"product.kind": product.kind, "product.digest": product.digest, "product.folder": folder})
+        run.file(product.file(products.MANIFEST))
+    say(f"{stage.name}: done, {_shown(folder)} (run {run.id})")
+    return product
+
+
+def _make(stage: Stage, config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
+    run.params(flatten({"seed": config.seed, **config.model_dump(include=set(stage.blocks))}))
+    run.data(as_yaml(config), "config.yaml")
+    run.tags({f"input.{name}": given.digest for name, given in inputs.items()})
+    with run.system_metrics(config.tracking.system_metrics):
+        made: dict[str, Any] = stage.module.run(config, inputs, work, run)
+    return made
+
+
+def fingerprint_of(stage: Stage, config: Config, inputs: Mapping[str, Product]) -> str:
+    """sha256 over all that decides the product: configuration, code, inputs."""
+    decides = {
+        "stage": stage.name,
+        "config": config.model_dump(include=set(stage.blocks)),
+        "code": code_digest(),
+        "inputs": {name: given.digest for name, given in inputs.items()},
+    }
+    if files := getattr(stage.module, "files", None):
+        decides["files"] = files(config)
+    return products.digest_of(decides)
+
+
+def place(stage: Stage, config: Config, fingerprint: str) -> Path:
+    """The folder of the product, named after what it is and what decides it."""
+    model = "" if stage.name == "prepare" else f"-{config.model.name}-{config.adapter.name}"
+    name = f"{config.task.name}{model}-{fingerprint[:FINGERPRINT_LENGTH]}"
+    roots = {
+        "rows": Path(config.paths.rows),
+        "adapter": Path(config.paths.adapters),
+    }
+    root = roots.get(stage.kind, Path(config.paths.outputs) / stage.kind)
+    return PROJECT / root / name
+
+
+def gather(stage: Stage, config: Config) -> dict[str, Product]:
+    """The inputs of a stage that runs alone: as named in its block, or what the same configuration made.
+
+    Raises UserError naming the stage to run first.
+    """
+    if stage.instead and getattr(getattr(config, stage.name), stage.instead) is not None:
+        return {}
+    return {name: _input(stage, config, name, maker) for name, maker in stage.needs.items()}
+
+
+def named_input(stage: Stage, config: Config, name: str) -> Product | None:
+    """The product of the folder that the stage's block names. Raises UserError where it is of another kind."""
+    given = getattr(getattr(config, stage.name), name, None)
+    if given is None:
+        return None
+    found = products.load(resolve(given))
+    if found.kind != name:
+        raise UserError(f"{stage.name}.{name}: expected a folder of kind {name}, {given} is of kind {found.kind}")
+    return found
+
+
+def _input(stage: Stage, config: Config, name: str, maker: str) -> Product:
+    if given := named_input(stage, config, name):
+        return given
+    source = STAGES[maker]
+    folder = place(source, config, fingerprint_of(source, config, gather(source, config)))
+    if not (folder / products.MANIFEST).exists():
+        option = f", or set {stage.name}.{name}=FOLDER" if hasattr(getattr(config, stage.name), name) else ""
+        raise UserError(
+            f"{stage.name}: this configuration has no {name} yet; "
+            f"run `python -m pipelines {maker}` with the same overrides first{option}"
+        )
+    return products.load(folder)
+
+
+def _reusable(stage: Stage, config: Config, folder: Path) -> Product | None:
+    """The product in `folder` if it is whole, its run ended well, and the world outside still agrees."""
+    if not (folder / products.MANIFEST).exists():
+        return None
+    try:
+        found = products.load(folder)
+    except UserError as error:
+        say(f"{stage.name}: made anew, because {error}")
+        return None
+    current = getattr(stage.module, "is_current", None)
+    return found if find_finished(found.run_id) and (current is None or current(config, found)) else None
+
+
+def _shown(folder: Path) -> str:
+    return str(folder.relative_to(resolve("."))) if folder.is_relative_to(resolve(".")) else str(folder)

@@ -1,0 +1,98 @@
+"""The registered model: base + adapter behind MLflow's chat schema; executed by MLflow when it loads a version.
+
+A version carries this file and the package beside it, so it answers with the code that was evaluated.
+"""
+
+import os
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+from mlflow.pyfunc import PythonModel, PythonModelContext
+
+from pipelines.config.schema import Adapter, Compute, Model
+from pipelines.errors import UserError
+from pipelines.policy import base as base_models
+from pipelines.policy.chat import Generated, generate, render
+from pipelines.product import load as load_product
+
+BASE_FOLDER = "TUNESMITH_BASE_MODEL"  # where the base's files lie on this machine, if not where they were
+
+
+class ChatAdapter(PythonModel):
+    """Answers greedily, as the adapter was evaluated; other temperatures are refused."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Loads the pinned base and the adapter. Raises UserError where either's files have changed."""
+        import torch
+        from peft import PeftModel
+
+        settings = context.model_config
+        model = Model.model_validate(settings["model"])
+        compute = Compute.model_validate(settings["compute"])
+        if folder := os.environ.get(BASE_FOLDER):
+            model = model.model_copy(update={"id": folder})
+        if compute.device == "cuda" and not torch.cuda.is_available():
+            compute = compute.model_copy(update={"device": "cpu"})
+        if (found := base_models.pin(model).revision) != model.revision:
+            raise UserError(f"base model {model.id}: expected revision {model.revision}, found {found}")
+        adapter = load_product(Path(context.artifacts["adapter"])).folder
+        loaded = base_models.load_base(model, Adapter.model_validate(settings["adapter"]), compute)
+        self.tokenizer = base_models.load_tokenizer_from(adapter)
+        self.model = PeftModel.from_pretrained(loaded.model, str(adapter)).eval()
+        self.template = settings["template"]
+        self.max_new_tokens = settings["max_new_tokens"]
+        self.name = settings["name"]
+        self.lock = threading.Lock()
+
+    def predict(
+        self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> Any:
+        """One chat completion for each record; a single one comes bare, as chat clients expect."""
+        answers = [self._complete(record) for record in model_input.to_dict("records")]
+        return answers[0] if len(answers) == 1 else answers
+
+    def _complete(self, record: dict[str, Any]) -> dict[str, Any]:
+        given = {name: value for name, value in record.items() if not _absent(value)}
+        if given.get("temperature", 0.0) != 0.0:
+            raise mlflow.exceptions.MlflowException.invalid_parameter_value(
+                f"temperature: expected 0 (answers are greedy, as evaluated), got {given['temperature']}"
+            )
+        messages = [dict(message) for message in given["messages"]]
+        prompt = render(self.tokenizer, [messages], [given.get("tools")], self.template, prompt=True)
+        limit = int(given.get("max_tokens", self.max_new_tokens))
+        with self.lock:
+            answer = generate(self.model, self.tokenizer, prompt, limit, batch_size=1)[0]
+        return self._response(answer, len(prompt[0]))
+
+    def _response(self, answer: Generated, prompt_tokens: int) -> dict[str, Any]:
+        return {
+            "id": f"chatcmpl-{uuid.uuid4().hex}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": self.name,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": answer.text},
+                    "finish_reason": "stop" if answer.finished else "length",
+                }
+            ],
+            "usage": {
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": answer.num_tokens,
+                "total_tokens": prompt_tokens + answer.num_tokens,
+            },
+        }
+
+
+def _absent(value: object) -> bool:
+    # pandas fills the optional columns of a record with NaN.
+    return value is None or (isinstance(value, float) and value != value)
+
+
+mlflow.models.set_model(ChatAdapter())

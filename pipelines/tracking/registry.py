@@ -1,0 +1,144 @@
+"""Registered versions: written without pickle, found by alias, described by tags."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import LoggedModelStatus
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model as MlflowModel
+from mlflow.models import ModelSignature
+from mlflow.tracking import MlflowClient
+from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
+
+from pipelines.config.paths import PROJECT
+from pipelines.errors import UserError
+
+PACKAGE = PROJECT / "pipelines"
+REQUIRED = ("accelerate", "huggingface_hub", "mlflow", "peft", "pydantic", "safetensors", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered version."""
+
+    name: str
+    number: str
+    source: str
+    tags: dict[str, str]
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.number}"
+
+
+def write_model(
+    folder: Path, artifacts: Mapping[str, Path], settings: Mapping[str, Any], example: Sequence[Mapping[str, str]]
+) -> None:
+    """Writes the pyfunc's files: models-from-code, chat signature, input example, the package that runs it."""
+    # MLflow would copy the project's lock and pyproject into the model and prefer them to the requirements.
+    os.environ |= {"MLFLOW_UV_AUTO_DETECT": "false", "MLFLOW_LOG_UV_FILES": "false"}
+    quantized = ("bitsandbytes",) if settings["adapter"]["quantization"] else ()
+    mlflow.pyfunc.save_model(
+        str(folder),
+        mlflow_model=MlflowModel(),
+        python_model=str(PACKAGE / "tracking" / "chat_model.py"),
+        code_paths=[str(PACKAGE)],
+        artifacts={name: str(path) for name, path in artifacts.items()},
+        model_config=dict(settings),
+        signature=ModelSignature(CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA),
+        input_example={"messages": [dict(message) for message in example]},
+        pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in (*REQUIRED, *quantized)],
+    )
+
+
+def answer(folder: Path | str, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What a model folder or URI answers to each conversation, loaded as MLflow loads it."""
+    model = mlflow.pyfunc.load_model(str(folder))
+    return [
+        model.predict({"messages": [dict(message) for message in messages]})["choices"][0]["message"]["content"]
+        for messages in conversations
+    ]
+
+
+def log_model(
+    run_id: str, name: str, folder: Path, params: Mapping[str, str], metrics: Mapping[str, float]
+) -> str:
+    """The folder as a logged model of the run, with its metrics; returns the model's id."""
+    client = MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(experiment, name, run_id, params=dict(params), model_type="adapter")
+    described = MlflowModel.load(str(folder))
+    described.model_id, described.run_id = model.model_id, run_id
+    described.save(str(folder / "MLmodel"))
+    client.log_model_artifacts(model.model_id, str(folder))
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    mlflow.log_metrics(dict(metrics), run_id=run_id, model_id=model.model_id)
+    return str(model.model_id)
+
+
+def register(name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> Version:
+    """A new version of the registered model."""
+    client = MlflowClient()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    made = client.create_model_version(name, f"models:/{model_id}", run_id, tags=dict(tags))
+    return Version(name, str(made.version), made.source, dict(tags))
+
+
+def find(uri: str) -> Version:
+    """The version behind `models:/name/3` or `models:/name@alias`. Raises UserError where there is none."""
+    name, separator, rest = uri.removeprefix("models:/").partition("@" if "@" in uri else "/")
+    if not uri.startswith("models:/") or not separator or not rest:
+        raise UserError(f"promote.model: expected models:/name/version or models:/name@alias, got {uri!r}")
+    client = MlflowClient()
+    try:
+        found = (client.get_model_version_by_alias if separator == "@" else client.get_model_version)(name, rest)
+    except MlflowException as error:
+        raise UserError(f"promote.model: {uri}: {error.message}") from None
+    return Version(name, str(found.version), found.source, dict(found.tags))
+
+
+def exists(name: str, number: str) -> bool:
+    """Whether the registry still holds that version."""
+    try:
+        MlflowClient().get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return True
+
+
+def holder(name: str, alias: str) -> str | None:
+    """The version that holds an alias."""
+    try:
+        return str(MlflowClient().get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        # The alias may be free and the model may be new; MLflow has a code for each.
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            return None
+        raise
+
+
+def point(name: str, alias: str, number: str) -> None:
+    """Moves an alias to a version."""
+    MlflowClient().set_registered_model_alias(name, alias, number)
+
+
+def tag(version: Version, values: Mapping[str, object]) -> None:
+    """Writes tags onto a version."""
+    for key, value in values.items():
+        MlflowClient().set_model_version_tag(version.name, version.number, key, str(value))
+
+
+def fetch(version: Version, path: str) -> Path:
+    """A file of a version, downloaded where it isn't local."""
+    return Path(mlflow.artifacts.download_artifacts(f"{version.uri}/{path}"))

@@ -1,0 +1,87 @@
+"""Rows survive the file; anything that is no row is refused with its line."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.dataset.row import Row
+from pipelines.dataset.rows import digest, read_rows, write_rows
+from pipelines.errors import DataError
+
+ROW = Row(
+    id="1f",
+    task="toy",
+    prompt=[
+        {"role": "system", "content": "Bé."},
+        {"role": "user", "content": "a\u2028b\u0085c\r\n日本"},
+    ],
+    completion=[{"role": "assistant", "content": "card"}],
+    answer="card",
+    label="card",
+    source="toy.csv:2",
+    group="g",
+    tools=[{"type": "function", "function": {"name": "look_up"}}],
+)
+
+
+def test_rows_come_back_equal(tmp_path: Path) -> None:
+    rows = [ROW, Row.from_dict(ROW.as_dict() | {"id": "2f", "tools": None})]
+    path = write_rows(tmp_path, "train", rows)
+    assert path == tmp_path / "train.jsonl"
+    assert read_rows(path) == rows
+
+
+def test_the_file_is_plain_utf8_with_sorted_keys(tmp_path: Path) -> None:
+    line = write_rows(tmp_path, "train", [ROW]).read_bytes().decode()
+    assert "日本" in line
+    assert list(json.loads(line)) == sorted(json.loads(line))
+
+
+def test_the_digest_is_the_hash_of_the_file(tmp_path: Path) -> None:
+    path = write_rows(tmp_path, "train", [ROW, ROW])
+    assert digest([ROW, ROW]) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest([ROW]) != digest([ROW, ROW])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"id": None}, "id is None, expected text"),
+        ({"answer": ""}, "answer is '', expected text"),
+        ({"prompt": []}, "prompt is no list of messages"),
+        ({"prompt": [{"role": "user"}]}, "prompt is no list of messages"),
+        ({"completion": [{"content": "card"}]}, "completion is no list of messages"),
+        ({"completion": "card"}, "completion is no list of messages"),
+        ({"tools": ["look_up"]}, "tools is neither null nor a list of objects"),
+        ({"extra": 1}, "a row has no extra"),
+    ],
+)
+def test_what_is_no_row_is_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+    path = tmp_path / "train.jsonl"
+    lines = [json.dumps(ROW.as_dict()), json.dumps(ROW.as_dict() | change)]
+    path.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=reason) as error:
+        read_rows(path)
+    assert str(error.value).startswith(f"{path}:2: ")
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"id": "1"}', b"\xff", b"\n"])
+def test_a_line_that_is_no_record_is_refused(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(line)
+    with pytest.raises(DataError, match=r"train\.jsonl:1: "):
+        read_rows(path)
+
+
+def test_a_call_of_a_tool_needs_no_content(tmp_path: Path) -> None:
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "look_up"}}]}
+    row = Row.from_dict(ROW.as_dict() | {"completion": [call]})
+    assert read_rows(write_rows(tmp_path, "train", [row])) == [row]
+
+
+def test_no_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file of rows; run prepare"):
+        read_rows(tmp_path / "train.jsonl")
