@@ -28,7 +28,7 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     rows = read_rows(rows_file)[: config.evaluate.max_rows]
     if not rows:
         raise UserError(f"{rows_file}: no rows; evaluate needs some to score")
-    run.input(config.task.name, rows_file, inputs["rows"].digest, "heldout")
+    run.input(config.task.name, rows_file, inputs["rows"].about["digests"]["heldout"], "heldout")
     answers = _answers(config, rows, inputs["adapter"])
     evidence = evidences.gather(
         rows,
@@ -113,7 +113,11 @@ def _log(
         "trained in run": inputs["adapter"].run_id,
         "rows": f"{config.task.name}, {inputs['rows'].digest}",
     }
-    run.data(html_report(evidence, pictures, f"Held-out evaluation of {config.task.name}", provenance), "evaluation/report.html")
+    title = f"Held-out evaluation of {config.task.name}"
+    run.data(
+        html_report(evidence, pictures, title, provenance),
+        "evaluation/report.html",
+    )
 
 
 def _headline(evidence: Evidence) -> str:

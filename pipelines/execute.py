@@ -42,5 +42,7 @@ def _one(stage: str, config: Config) -> None:
             run_stage(STAGES[stage], config, gather(STAGES[stage], config))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(f"{error.filename or 'the disk'}: {error.strerror}; free some space and start again") from None
+            raise UserError(
+                f"{error.filename or 'the disk'}: {error.strerror}; free some space and start again"
+            ) from None
         raise

@@ -86,7 +86,6 @@ def _read(config: Config) -> dict[str, SourceRows]:
     verify = resolve_verify(config.task)
     defects = Defects(config.prepare.max_reported)
     sources = build_rows(config.task, config.seed, defects)
-    defects.raise_if_any()
     for source in sources.values():
         check_gold(source.rows, verify, config.task.verify, defects)
     defects.raise_if_any()

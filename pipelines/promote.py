@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pipelines.tracking.registry import Version
 from pipelines.tracking.run import Run
 
 SIGNS = {"at_least": ">=", "at_most": "<=", "above": ">"}
+BOUNDS = {"at_least": operator.ge, "at_most": operator.le, "above": operator.gt}
 LARGEST = 1e300  # MLflow stores an infinite metric as 1.8e308
 
 
@@ -72,9 +74,8 @@ def judge(name: str, rule: Rule, metrics: dict[str, float]) -> Ruling:
     """A metric that is missing or not finite fails its rule."""
     value = metrics.get(rule.metric)
     usable = value is not None and math.isfinite(value) and abs(value) < LARGEST
-    passes = {"at_least": lambda v: v >= rule.value, "at_most": lambda v: v <= rule.value, "above": lambda v: v > rule.value}
-    asked = f"{SIGNS[rule.bound]} {rule.value:g}"
-    return Ruling(name, rule.metric, asked, value, bool(usable and passes[rule.bound](value)), rule.reason)
+    passed = usable and BOUNDS[rule.bound](value or 0.0, rule.value)
+    return Ruling(name, rule.metric, f"{SIGNS[rule.bound]} {rule.value:g}", value, bool(passed), rule.reason)
 
 
 def _version(config: Config, inputs: dict[str, Product]) -> Version:

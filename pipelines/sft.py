@@ -16,6 +16,7 @@ from pipelines.tracking.pictures import length_histogram, loss_curve
 from pipelines.tracking.run import Run, finite
 
 CHECKPOINTS = "checkpoints"
+START = "start"  # the untrained adapter, where its start took weights from the base
 
 
 def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
@@ -25,10 +26,11 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     examples = {split: _encoded(config, tokenizer, inputs["rows"], split) for split in ("train", "validation")}
     audited = _audit(config, tokenizer, examples["train"], run)
     for split in examples:
-        run.input(config.task.name, inputs["rows"].file(f"{split}.jsonl"), inputs["rows"].digest, split)
+        digest = inputs["rows"].about["digests"][split]
+        run.input(config.task.name, inputs["rows"].file(f"{split}.jsonl"), digest, split)
     trainer = build_trainer(config, settings, tokenizer, examples)
     _check_labels(trainer, audited)
-    fitted = _fit(trainer, run)
+    fitted = _fit(config, trainer, work, run)
     return _save(config, trainer, tokenizer, fitted, work, run)
 
 
@@ -86,8 +88,9 @@ def build_trainer(config: Config, settings: Any, tokenizer: Any, examples: dict[
     from transformers import EarlyStoppingCallback
     from trl import SFTTrainer
 
-    from pipelines.policy.adapter import check_attached, peft_config
+    from pipelines.policy.adapter import check_attached, peft_config, starts_from_quantization_error
     from pipelines.policy.base import load_base
+    from pipelines.policy.start import fit_quantization_error
 
     data = {
         split: Dataset.from_dict({"input_ids": [e.input_ids for e in found], "labels": [e.labels for e in found]})
@@ -103,6 +106,8 @@ def build_trainer(config: Config, settings: Any, tokenizer: Any, examples: dict[
         peft_config=peft_config(config.adapter, config.model),
         callbacks=[EarlyStoppingCallback(patience)] if patience else [],
     )
+    if starts_from_quantization_error(config.adapter):
+        fit_quantization_error(trainer.model, config.model)
     counts = check_attached(trainer.model, config.adapter, config.model)
     say(f"  {config.adapter.name}: {counts['trainable_parameters']:,} parameters to train")
     return trainer
@@ -115,9 +120,13 @@ def _check_labels(trainer: Any, audited: mask.Audit) -> None:
         raise RuntimeError(f"the trainer would learn {learned} tokens, the audit saw {audited.num_trained}")
 
 
-def _fit(trainer: Any, run: Run) -> Any:
+def _fit(config: Config, trainer: Any, work: Path, run: Run) -> Any:
+    from pipelines.policy.adapter import changes_base
     from pipelines.policy.fit import fit
+    from pipelines.policy.start import save_start
 
+    if changes_base(config.adapter):
+        save_start(trainer.model, work / START)
     args = trainer.args
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
     return fit(
@@ -130,8 +139,9 @@ def _fit(trainer: Any, run: Run) -> Any:
 def _save(config: Config, trainer: Any, tokenizer: Any, fitted: Any, work: Path, run: Run) -> dict[str, Any]:
     from pipelines.policy.fit import save_adapter
 
-    shutil.rmtree(work / CHECKPOINTS)
-    save_adapter(trainer, tokenizer, config.model, work)
+    save_adapter(trainer, tokenizer, config.model, work, work / START)
+    for folder in (work / CHECKPOINTS, work / START):
+        shutil.rmtree(folder, ignore_errors=True)
     (work / "training.json").write_text(json.dumps(fitted.history, indent=1) + "\n", encoding="utf-8")
     run.data(loss_curve(fitted.history), "sft/loss.png")
     say(f"  {fitted.steps} steps in {fitted.seconds:.0f} s")

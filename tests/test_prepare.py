@@ -152,6 +152,21 @@ def test_defects_of_all_sources_come_together_and_nothing_is_written(tmp_path: P
     assert not (tmp_path / "rows").exists()
 
 
+def test_a_gold_answer_that_its_own_verifier_refuses_is_a_defect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "short_answers.py").write_text(
+        "from pipelines.tasks import Verdict\n"
+        "def verify(completion, row):\n"
+        "    return Verdict(completion == row.answer and len(completion) < 5, completion)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    files = own_files(tmp_path, "a,card\nb,account\n", "c,card\n")
+    config = make_config("my_routing", files | {"task.verify": "short_answers:verify"})
+    with pytest.raises(DataError, match=r"train\.csv:3: its own answer 'account' doesn't pass"):
+        prepare(config, tmp_path / "rows")
+
+
 def test_excluding_every_row_is_an_error(tmp_path: Path) -> None:
     files = own_files(tmp_path, "a,card\n", "c,card\n")
     config = make_config("my_routing", files | {"task.sources.train.exclude": ["card"]})
@@ -159,9 +174,7 @@ def test_excluding_every_row_is_an_error(tmp_path: Path) -> None:
         prepare(config, tmp_path / "rows")
 
 
-def test_a_relative_path_is_found_in_the_working_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_relative_path_is_found_in_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_files(tmp_path, "a,card\nb,card\n", "c,card\n")
     monkeypatch.chdir(tmp_path)
     paths = {f"task.sources.{split}.path": f"{split}.csv" for split in ("train", "heldout")}

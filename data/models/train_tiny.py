@@ -286,10 +286,10 @@ def walk(rng: random.Random, size: int) -> Iterator[int]:
         yield from order
 
 
-def draw_rows(recipe: Recipe, corpus: Corpus) -> Iterator[Pair]:
+def draw_rows(mix: dict[str, float], corpus: Corpus, seed: int) -> Iterator[Pair]:
     """Yield rendered rows for ever, tasks mixed by the recipe's weights."""
-    rng = random.Random(recipe["seed"])
-    names, weights = list(recipe["mix"]), list(recipe["mix"].values())
+    rng = random.Random(seed)
+    names, weights = list(mix), list(mix.values())
     sizes = {"intent": len(corpus.clinc), "gsm8k": len(corpus.gsm8k), "plain": len(corpus.plain)}
     sizes["restore"] = len(corpus.banking) + len(corpus.plain)
     walks = {name: walk(rng, sizes.get(name, len(corpus.banking))) for name in names}
@@ -344,9 +344,7 @@ def make_tokenizer(recipe: Recipe, corpus: Corpus, out: Path) -> PreTrainedToken
         tok = AutoTokenizer.from_pretrained(DATA.parent / recipe["tokenizer"])
     else:
         core = train_tokenizer(tokenizer_texts(corpus), recipe["vocab_size"])
-        tok = PreTrainedTokenizerFast(
-            tokenizer_object=core, pad_token=PAD, eos_token=END, extra_special_tokens=[START]
-        )
+        tok = PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=END, extra_special_tokens=[START])
         tok.model_max_length = recipe["model"]["max_position_embeddings"]
         tok.chat_template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
     tok.save_pretrained(out)
@@ -382,14 +380,13 @@ def cut_batches(rows: list[Ids], tokens: int) -> list[list[Ids]]:
     return batches
 
 
-def draw_batches(recipe: Recipe, corpus: Corpus, tok: PreTrainedTokenizerBase) -> Iterator[list[Ids]]:
+def draw_batches(stage: Recipe, corpus: Corpus, tok: PreTrainedTokenizerBase, seed: int) -> Iterator[list[Ids]]:
     """Yield shuffled batches of rows of similar length for ever."""
-    rng = random.Random(recipe["seed"] + 1)
-    rows = draw_rows(recipe, corpus)
-    train = recipe["train"]
+    rng = random.Random(seed + 1)
+    rows = draw_rows(stage["mix"], corpus, seed)
     while True:
-        chunk = [next(rows) for _ in range(train["chunk_rows"])]
-        batches = cut_batches(encode(tok, chunk, train["max_length"]), train["batch_tokens"])
+        chunk = [next(rows) for _ in range(stage["chunk_rows"])]
+        batches = cut_batches(encode(tok, chunk, stage["max_length"]), stage["batch_tokens"])
         rng.shuffle(batches)
         yield from batches
 
@@ -480,6 +477,22 @@ def train_model(model: Qwen3ForCausalLM, batches: Iterator[list[Ids]], train: Re
             )
 
 
+def run_stages(recipe: Recipe, corpus: Corpus, tok: PreTrainedTokenizerBase, out: Path, first: int) -> None:
+    """Run the recipe's stages from the given one on, saving the weights after each."""
+    model = load(out) if first else make_model(recipe, tok)
+    for index, stage in enumerate(recipe["stages"][first:], first):
+        batches = draw_batches(stage, corpus, tok, recipe["seed"] + 100 * index)
+        train_model(model, batches, stage, tok.pad_token_id)
+        save(model, out, recipe["dtype"])
+        # The next stage starts from what was stored, so that resuming gives the same weights.
+        model = load(out)
+
+
+def load(out: Path) -> Qwen3ForCausalLM:
+    """Read the weights stored by the stage before, in full precision."""
+    return Qwen3ForCausalLM.from_pretrained(out, dtype=torch.float32).train()
+
+
 def save(model: Qwen3ForCausalLM, out: Path, dtype: str) -> None:
     """Write the weights in the recipe's type and print their digest."""
     model.to(getattr(torch, dtype)).save_pretrained(out)
@@ -494,6 +507,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, default=HERE / "tiny/recipe.yaml")
     parser.add_argument("--out", type=Path, help="folder to write; default: the recipe's own")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--first-stage", type=int, default=0, help="resume from the stored weights")
     return parser.parse_args()
 
 
@@ -508,10 +522,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     corpus = build_corpus(recipe)
     tok = make_tokenizer(recipe, corpus, out)
-    model = make_model(recipe, tok)
-    batches = draw_batches(recipe, corpus, tok)
-    train_model(model, batches, recipe["train"], tok.pad_token_id)
-    save(model, out, recipe["dtype"])
+    run_stages(recipe, corpus, tok, out, args.first_stage)
     if out != args.recipe.resolve().parent:
         shutil.copy(args.recipe, out / "recipe.yaml")
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,6 +15,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipelines.config.defaults import check_defaults
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.paths import CONF
 from pipelines.config.schema import Config
@@ -39,21 +41,37 @@ def as_yaml(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def compose(overrides: Sequence[str]) -> Composed:
-    """Composes `conf/` with the overrides and validates the result. Raises UserError."""
+def compose(overrides: Sequence[str], conf: Path = CONF) -> Composed:
+    """Composes the folder `conf` with the overrides and validates the result. Raises UserError."""
     parsed = _parse(overrides)
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+        check_defaults(conf)
+        cfg = _hydra(overrides, conf)
         choices = dict(cfg.hydra.runtime.choices)
+        origin = _origin(parsed, choices, conf)
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
-        _refuse_missing(cfg, choices)
-        container = OmegaConf.to_container(cfg, resolve=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(_explain(error, parsed)) from None
-    config = validate(_mapping(container), _origin(parsed, choices))
-    return Composed(config, tuple(overrides))
+        _refuse_missing(cfg, origin)
+        container = _resolved(cfg, origin)
+    # A plain ValueError is how Hydra refuses a malformed `defaults` list.
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise UserError(_explain(error, parsed, conf)) from None
+    return Composed(validate(container, origin), tuple(overrides))
+
+
+def _hydra(overrides: Sequence[str], conf: Path) -> Any:
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def _resolved(cfg: Any, origin: Callable[[str], str]) -> dict[str, Any]:
+    try:
+        return _mapping(OmegaConf.to_container(cfg, resolve=True))
+    except OmegaConfBaseException as error:
+        # What an interpolation can't find is most likely a mistyped name, which the schema tells better.
+        validate(_mapping(OmegaConf.to_container(cfg, resolve=False)), origin)
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{error.full_key}: {reason} (in {origin(str(error.full_key))})") from None
 
 
 def _mapping(container: Any) -> dict[str, Any]:
@@ -73,15 +91,21 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     return parsed
 
 
-def _refuse_missing(cfg: Any, choices: dict[str, str]) -> None:
-    missing = sorted(OmegaConf.missing_keys(cfg))
-    if missing:
-        origin = _origin([], choices)
-        lines = [f"{key}: required, set it with {key}=... (in {origin(key)})" for key in missing]
+def _refuse_missing(cfg: Any, origin: Callable[[str], str]) -> None:
+    lines = [_required(key, origin) for key in sorted(OmegaConf.missing_keys(cfg))]
+    if lines:
         raise UserError("\n".join(lines))
 
 
-def _origin(overrides: list[Override], choices: dict[str, str]) -> Callable[[str], str]:
+def _required(key: str, origin: Callable[[str], str]) -> str:
+    block, _, name = key.rpartition(".")
+    valid = valid_keys(block, {})
+    if name in valid:
+        return f"{key}: required, set it with {key}=... (in {origin(key)})"
+    return f"{key}: unknown key{did_you_mean(name, valid)} (in {origin(key)})"
+
+
+def _origin(overrides: list[Override], choices: dict[str, str], conf: Path) -> Callable[[str], str]:
     """Where a dotted key got its value: the command line, an experiment, or a file of `conf/`."""
     given = [o.key_or_group for o in overrides if "/" not in o.key_or_group and o.key_or_group not in choices]
 
@@ -89,15 +113,15 @@ def _origin(overrides: list[Override], choices: dict[str, str]) -> Callable[[str
         if any(key == g or key.startswith(f"{g}.") or g.startswith(f"{key}.") for g in given):
             return "the command line"
         experiment = choices.get("experiment")
-        if experiment and experiment != "null" and _sets(experiment, key):
+        if experiment and experiment != "null" and _sets(conf / "experiment" / f"{experiment}.yaml", key):
             return f"conf/experiment/{experiment}.yaml"
         return _file(key.split(".")[0], choices)
 
     return origin
 
 
-def _sets(experiment: str, key: str) -> bool:
-    node = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+def _sets(file: Path, key: str) -> bool:
+    node = yaml.safe_load(file.read_text(encoding="utf-8"))
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
             return False
@@ -111,31 +135,28 @@ def _file(root: str, choices: dict[str, str]) -> str:
     return f"conf/{root}.yaml" if root in STAGE_FILES else "conf/config.yaml"
 
 
-def _explain(error: Exception, overrides: list[Override]) -> str:
+def _explain(error: Exception, overrides: list[Override], conf: Path) -> str:
     """A Hydra or OmegaConf failure in a line of ours."""
     text = str(error)
     cause = str(error.__cause__ or "")
     if group := re.search(r"Could not find '([\w./-]+)/([^'/]+)'", text):
-        available = re.findall(r"^\s+([\w.-]+)$", text, flags=re.MULTILINE) or _options(group[1])
+        available = [path.stem for path in (conf / group[1]).glob("*.yaml")]
         return f"{group[1]}: no {group[2]!r} in conf/{group[1]}/{did_you_mean(group[2], available)}"
     for override in overrides:
         key = override.key_or_group
         if key and re.search(rf"(override|append|delete)[^']*'{re.escape(key)}(\.[^']*)?'", text):
-            return _unknown_override(override, cause or text)
+            return _unknown_override(override, overrides, cause or text, conf)
     return " ".join(text.split())
 
 
-def _options(group: str) -> list[str]:
-    return [path.stem for path in (CONF / group).glob("*.yaml")]
-
-
-def _unknown_override(override: Override, cause: str) -> str:
+def _unknown_override(override: Override, overrides: list[Override], cause: str, conf: Path) -> str:
     key = override.key_or_group
     block, _, name = key.rpartition(".")
-    valid = valid_keys(block, {})
+    groups = [path.name for path in conf.iterdir() if path.is_dir()]
+    chosen = [o.input_line for o in overrides if o.key_or_group in groups]
+    valid = valid_keys(block, _hydra(chosen, conf)) if block == "adapter.peft" else valid_keys(block, {})
     if name in valid:
         return f"{key}: not in the configuration yet; add it with +{override.input_line} (in the command line)"
-    if "." not in key and (CONF / key).is_dir():
+    if key in groups:
         return f"{key}: {' '.join(cause.split())}"
-    groups = [] if block else [path.name for path in CONF.iterdir() if path.is_dir()]
-    return f"{key}: unknown key{did_you_mean(name, [*valid, *groups])} (in the command line)"
+    return f"{key}: unknown key{did_you_mean(name, [*valid, *([] if block else groups)])} (in the command line)"

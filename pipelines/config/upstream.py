@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Lt
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, StringConstraints, TypeAdapter
 
 # The files that hold each class with its bases, relative to the installed package.
 SOURCES: dict[str, tuple[str, ...]] = {
@@ -24,7 +24,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "PrefixTuningConfig": ("peft/tuners/prefix_tuning/config.py", "peft/config.py"),
     "PromptEncoderConfig": ("peft/tuners/p_tuning/config.py", "peft/config.py"),
 }
-ENUMS = ("transformers/trainer_utils.py", "transformers/training_args.py")
+ENUMS = ("transformers/trainer_utils.py", "transformers/training_args.py", "peft/tuners/p_tuning/config.py")
+# `LoraConfig.init_lora_weights` writes a pattern as a literal.
+NITER, NITER_PATTERN = "pissa_niter_[number of iters]", r"^pissa_niter_\d+$"
 
 # Upstream states ranges in prose only.
 RANGES: dict[str, tuple[Any, ...]] = {
@@ -60,7 +62,7 @@ def check(cls: str, name: str, value: object) -> None:
     annotated = fields(cls)[name]
     for bound in RANGES.get(name, ()) if value is not None else ():
         annotated = Annotated[annotated, bound]
-    TypeAdapter(annotated, config=ConfigDict(strict=True)).validate_python(value)
+    TypeAdapter(annotated, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
 
 
 @cache
@@ -69,8 +71,8 @@ def _fields(cls: str) -> Mapping[str, Any]:
     classes = {node.name: node for node in _classes(SOURCES[cls])}
     found: dict[str, Any] = {}
     for node in _lineage(cls, classes):
-        for name, annotation in _annotations(node):
-            found.setdefault(name, _evaluate(annotation, names))
+        for item in _annotated(node):
+            found.setdefault(ast.unparse(item.target), _restrict(_evaluate(item.annotation, names), _choices(item)))
     return found
 
 
@@ -95,10 +97,21 @@ def _parse(file: str) -> ast.Module:
     return ast.parse((Path(spec.submodule_search_locations[0]) / rest).read_text(encoding="utf-8"))
 
 
-def _annotations(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
+def _annotated(node: ast.ClassDef) -> Iterator[ast.AnnAssign]:
+    """The fields that may be given: not `field(init=False)`."""
     for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-            yield item.target.id, item.annotation
+        if isinstance(item, ast.AnnAssign) and "init=False" not in ast.unparse(item):
+            yield item
+
+
+def _choices(item: ast.AnnAssign) -> tuple[str, ...]:
+    """The texts that a field's metadata lists as its choices; empty where it lists none."""
+    for node in ast.walk(item):
+        if isinstance(node, ast.Dict):
+            found = {ast.unparse(key): value for key, value in zip(node.keys, node.values, strict=True) if key}
+            if isinstance(listed := found.get("'choices'"), ast.List):
+                return tuple(ast.literal_eval(listed))
+    return ()
 
 
 @cache
@@ -106,7 +119,7 @@ def _enums() -> Mapping[str, tuple[str, ...]]:
     found = {}
     for node in _classes(ENUMS):
         values = [s.value.value for s in node.body if isinstance(s, ast.Assign) and isinstance(s.value, ast.Constant)]
-        if any(isinstance(base, ast.Name) and base.id == "ExplicitEnum" for base in node.bases):
+        if any(ast.unparse(base) in ("ExplicitEnum", "enum.Enum") for base in node.bases):
             found[node.name] = tuple(str(v) for v in values)
     return found
 
@@ -126,10 +139,23 @@ class _Names(dict[str, Any]):
 def _evaluate(annotation: ast.expr, names: _Names) -> Any:
     text = annotation.value if isinstance(annotation, ast.Constant) else ast.unparse(annotation)
     kind = eval(str(text), {"__builtins__": {}}, names)
-    if "niter_[" in str(text):
-        return Any  # a pattern written as a literal: `pissa_niter_[number of iters]`
     members = get_args(kind) if get_origin(kind) is not Literal else ()
     # `SchedulerType | str` would accept any text; the enumeration is what the field really takes.
     if str in members and any(get_origin(member) is Literal for member in members):
-        return Union[tuple(member for member in members if member is not str)]  # noqa: UP007
-    return kind
+        members = tuple(member for member in members if member is not str)
+    return Union[tuple(_literal(member) for member in members)] if members else kind  # noqa: UP007
+
+
+def _literal(kind: Any) -> Any:
+    if get_origin(kind) is not Literal or NITER not in get_args(kind):
+        return kind
+    names = tuple(name for name in get_args(kind) if name != NITER)
+    return Literal[names] | Annotated[str, StringConstraints(pattern=NITER_PATTERN)]
+
+
+def _restrict(kind: Any, choices: tuple[str, ...]) -> Any:
+    """A type with its text, if it has any, narrowed to the choices."""
+    if not choices:
+        return kind
+    members = get_args(kind) or (kind,)
+    return Union[tuple(Literal[choices] if member is str else member for member in members)]  # noqa: UP007

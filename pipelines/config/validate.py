@@ -45,6 +45,7 @@ OWNED: dict[str, dict[str, str]] = {
         "inference_mode": "the stage",
         "base_model_name_or_path": "model.id",
         "revision": "model.revision",
+        "loftq_config": "adapter.quantization",
         "target_parameters": "adapter.train_experts and model.targets.target_parameters",
     },
 }
@@ -60,6 +61,7 @@ EXPECTED = {
     "model_attributes_type": "a mapping",
     "none_required": "null",
     "string_too_short": "text that is not empty",
+    "finite_number": "a finite number",
 }
 
 
@@ -110,16 +112,17 @@ def _schema_at(parts: list[str]) -> type[BaseModel] | None:
 
 def _lines(error: ValidationError, origin: Origin) -> Iterator[str]:
     """One line a mistake; a name that is missing because it was mistyped is told once."""
-    details = error.errors()
+    mistakes: dict[str, list[ErrorDetails]] = {}
     guesses = set()
-    for item in details:
+    # Unknown names first: they explain what is missing.
+    for item in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):
+        mistakes.setdefault(_dotted(item["loc"]), []).append(item)
         if item["type"] == "extra_forbidden":
             block, name = _split(item["loc"])
             guesses.add(f"{block}.{nearest(name, valid_keys(block, {}))}".lstrip("."))
-    for item in details:
-        path = _dotted(item["loc"])
-        if item["type"] != "missing" or path not in guesses:
-            yield f"{path}: {_reason(item)} (in {origin(path)})"
+    for path, items in mistakes.items():
+        if items[0]["type"] != "missing" or path not in guesses:
+            yield f"{path}: {_union_reason(items)} (in {origin(path)})"
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:
@@ -154,6 +157,10 @@ def _choice(item: ErrorDetails) -> str:
 
 
 def _expected(item: ErrorDetails) -> str:
+    if item["type"] == "string_pattern_mismatch":
+        return f"text of the form {item['ctx']['pattern']}"
+    if item["type"] == "too_short":
+        return f"{item['ctx']['min_length']} or more entries"
     return EXPECTED.get(item["type"]) or item["msg"].removeprefix("Input should be ").lower()
 
 
@@ -170,12 +177,11 @@ def _block(path: str, cls: str, values: Mapping[str, Any], origin: Origin) -> It
             try:
                 upstream.check(cls, name, value)
             except ValidationError as error:
-                yield f"{key}: {_union_reason(error)} (in {origin(key)})"
+                yield f"{key}: {_union_reason(error.errors())} (in {origin(key)})"
 
 
-def _union_reason(error: ValidationError) -> str:
+def _union_reason(details: list[ErrorDetails]) -> str:
     """What any member of a union would have taken, on one line."""
-    details = error.errors()
     if len(details) == 1:
         return _reason(details[0])
     wanted = list(dict.fromkeys(_expected(item) for item in details))

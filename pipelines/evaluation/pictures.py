@@ -77,9 +77,7 @@ def _bars(axes: "Axes", accuracies: Sequence[Interval], offset: float, color: st
     value, low, high = 100 * np.array([(a.value, a.low, a.high) for a in accuracies]).T
     y = np.arange(len(accuracies)) + offset
     bars = axes.barh(y, value, height=0.36, color=color)
-    axes.errorbar(
-        value, y, xerr=[value - low, high - value], fmt="none", ecolor="black", capsize=2, elinewidth=1
-    )
+    axes.errorbar(value, y, xerr=[value - low, high - value], fmt="none", ecolor="black", capsize=2, elinewidth=1)
     for row in range(len(accuracies)):
         text = f"{value[row]:.1f} [{low[row]:.0f}, {high[row]:.0f}]"
         axes.text(101.5, y[row], text, va="center", fontsize=8, color="#333333")

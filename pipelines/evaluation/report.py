@@ -23,9 +23,7 @@ RATES = {
 }
 
 
-def html_report(
-    evidence: Evidence, pictures: Mapping[str, bytes], title: str, provenance: Mapping[str, str]
-) -> str:
+def html_report(evidence: Evidence, pictures: Mapping[str, bytes], title: str, provenance: Mapping[str, str]) -> str:
     """The page's text: no script and no external resource, all strings escaped.
 
     `pictures` as `draw` returns them; `provenance` is printed as name and value.

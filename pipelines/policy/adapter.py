@@ -28,6 +28,7 @@ NEED_DATA = ("corda", "eva", "lora_ga")
 ELSEWHERE = {
     "task_type": "every adapter here is for a causal language model",
     "peft_type": "set adapter.method",
+    "loftq_config": "loftq is fitted in one step to the error of adapter.quantization",
     "target_parameters": "set adapter.train_experts; the names are the model profile's",
 }
 
@@ -42,7 +43,6 @@ def peft_config(adapter: Adapter, model: Model) -> PeftConfig:
         settings["target_parameters"] = _expert_parameters(adapter, model)
     if starts_from_quantization_error(adapter):
         # peft's own LoftQ writes into the base weights; `pipelines.policy.start` moves the adapter alone.
-        settings.pop("loftq_config", None)
         settings["init_lora_weights"] = True
     try:
         return config_class(task_type="CAUSAL_LM", **settings)
@@ -189,9 +189,7 @@ def _check_keys(adapter: Adapter, config_class: type[PeftConfig]) -> None:
 def _check_start(adapter: Adapter) -> None:
     start = adapter.peft.get("init_lora_weights", True)
     if start == "loftq" and adapter.quantization is None:
-        raise UserError(
-            "adapter.peft.init_lora_weights: loftq fits the 4-bit error, but adapter.quantization is null"
-        )
+        raise UserError("adapter.peft.init_lora_weights: loftq fits the 4-bit error, but adapter.quantization is null")
     if start in NEED_DATA:
         raise UserError(f"adapter.peft.init_lora_weights: {start} starts from data, which no stage gives it")
     if changes_base(adapter) and adapter.quantization is not None:

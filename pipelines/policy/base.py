@@ -65,6 +65,7 @@ def content_hash(folder: Path) -> str:
 def _hub_commit(model: Model) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from httpx2 import HTTPError
 
     try:
         info = HfApi().model_info(model.id, revision=model.revision, timeout=20)
@@ -72,7 +73,7 @@ def _hub_commit(model: Model) -> str:
         raise UserError(f"model.id: the Hub has no model {model.id!r}, or it needs a login") from None
     except RevisionNotFoundError:
         raise UserError(f"model.revision: {model.id} has no revision {model.revision!r}") from None
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         raise Unreachable(f"model.id: can't ask the Hub for {model.id}: {_first_line(error)}") from None
     if not info.sha:
         raise UserError(f"model.revision: the Hub names no commit for {model.id}@{model.revision}")
@@ -115,33 +116,45 @@ def _tokenizer(name: str, where: dict[str, Any]) -> Any:
 def load_base(model: Model, adapter: Adapter, compute: Compute) -> Loaded:
     """The pinned base model on the configured device, quantised where the adapter asks for it.
 
-    Raises UserError where the checkpoint's class isn't the profile's.
+    Raises UserError where the machine can't run it, where the checkpoint's class isn't the profile's, or where
+    its files leave a weight unset.
     """
     import torch
-    import transformers
     from transformers import AutoConfig
 
-    from pipelines.policy.adapter import check_hardware, quantization_config
+    from pipelines.policy.adapter import check_hardware, keep_differentiable, quantization_config
 
     check_hardware(adapter, compute)
-    cls = getattr(transformers, model.architecture, None)
-    if cls is None:
-        known = [name for name in dir(transformers) if name.endswith(("ForCausalLM", "ForConditionalGeneration"))]
-        raise UserError(
-            f"model.architecture: transformers has no {model.architecture}{did_you_mean(model.architecture, known)}"
-        )
-    found = AutoConfig.from_pretrained(**source(model)).architectures or []
-    if model.architecture not in found:
-        raise UserError(f"model.architecture: expected {model.architecture}, {model.id} says {', '.join(found)}")
-    base = cls.from_pretrained(
+    settings = AutoConfig.from_pretrained(**source(model))
+    published = settings.to_dict().get("quantization_config")
+    base, report = _architecture(model, settings.architectures or []).from_pretrained(
         **source(model),
         use_safetensors=True,
         dtype=getattr(torch, compute.dtype),
         attn_implementation=compute.attn_implementation,
-        quantization_config=quantization_config(adapter),
+        quantization_config=quantization_config(adapter, published),
         device_map={"": 0} if compute.device == "cuda" else None,
+        output_loading_info=True,
     )
+    if report["missing_keys"]:
+        name = sorted(report["missing_keys"])[0]
+        raise UserError(f"model.id: the files of {model.id} lack {len(report['missing_keys'])} weights, such as {name}")
+    keep_differentiable(base)
     return Loaded(base, load_tokenizer(model))
+
+
+def _architecture(model: Model, found: list[str]) -> Any:
+    """The class that the profile names and the checkpoint confirms."""
+    import transformers
+
+    cls = getattr(transformers, model.architecture, None)
+    if cls is None:
+        known = [name for name in dir(transformers) if name.endswith(("ForCausalLM", "ForConditionalGeneration"))]
+        guess = did_you_mean(model.architecture, known)
+        raise UserError(f"model.architecture: transformers has no {model.architecture}{guess}")
+    if model.architecture not in found:
+        raise UserError(f"model.architecture: expected {model.architecture}, {model.id} says {', '.join(found)}")
+    return cls
 
 
 def template_switches(model: Model) -> dict[str, Any]:

@@ -8,14 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipelines import stopping
 from pipelines.config.schema import Model
 from pipelines.errors import UserError
+from pipelines.policy.start import save_over_published_base
 from pipelines.progress import Meter, meter, say
 
-CHECKPOINT_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors")
+EPOCH_START = "epoch_start.safetensors"
+CHECKPOINT_FILES = (
+    "trainer_state.json",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "adapter_model.safetensors",
+    EPOCH_START,
+)
 
 Log = Callable[[Mapping[str, float], int], None]
 
@@ -45,6 +56,7 @@ def fit(trainer: Any, log: Log, rows_per_step: int) -> Fitted:
     with stopping.deferred() as deferral, meter("training", total, "steps") as shown:
         shown.begin_at(start)
         trainer.add_callback(_Watch(deferral, log, shown, rows_per_step))
+        trainer.add_callback(_EpochStart(checkpoint))
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _refuse_non_finite(trainer.model)
     return Fitted(output.global_step, output.metrics["train_runtime"], _history(trainer.state), start)
@@ -99,9 +111,15 @@ def _refuse_non_finite(model: Any) -> None:
             raise UserError(f"training ended with values in {name} that are not finite; lower the learning rate")
 
 
-def save_adapter(trainer: Any, tokenizer: Any, model: Model, folder: Path) -> None:
-    """Adapter, tokenizer, chat template and generation settings, naming the base by id and pinned revision."""
-    trainer.model.save_pretrained(str(folder))
+def save_adapter(trainer: Any, tokenizer: Any, model: Model, folder: Path, start: Path) -> None:
+    """Adapter, tokenizer, chat template and generation settings, naming the base by id and pinned revision.
+
+    `start` holds the untrained adapter where the adapter's start changed the base.
+    """
+    if start.exists():
+        save_over_published_base(trainer.model, folder, start)
+    else:
+        trainer.model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's blank form; it says nothing of this adapter
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -109,6 +127,29 @@ def save_adapter(trainer: Any, tokenizer: Any, model: Model, folder: Path) -> No
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(str(folder))
     trainer.model.get_base_model().generation_config.save_pretrained(str(folder))
+
+
+class _EpochStart(TrainerCallback):
+    """Keeps the random state in which the epoch began, for a resume in its middle.
+
+    The trainer's length-grouped sampler shuffles from the global state; a checkpoint holds only the later one, so
+    without this a resumed run would see the rest of the epoch in another order.
+    """
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        self.resumed = load_file(checkpoint / EPOCH_START)["state"] if checkpoint else None
+        self.state = torch.get_rng_state()
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.resumed is not None:
+            torch.set_rng_state(self.resumed)
+            self.resumed = None
+        self.state = torch.get_rng_state()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        ended = state.epoch is not None and state.epoch == round(state.epoch)
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        save_file({"state": torch.get_rng_state() if ended else self.state}, folder / EPOCH_START)
 
 
 class _Watch(TrainerCallback):

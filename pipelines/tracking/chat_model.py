@@ -53,7 +53,8 @@ class ChatAdapter(PythonModel):
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> Any:
         """One chat completion for each record; a single one comes bare, as chat clients expect."""
-        answers = [self._complete(record) for record in model_input.to_dict("records")]
+        records = model_input.to_dict("records")
+        answers = [self._complete({str(name): value for name, value in record.items()}) for record in records]
         return answers[0] if len(answers) == 1 else answers
 
     def _complete(self, record: dict[str, Any]) -> dict[str, Any]:

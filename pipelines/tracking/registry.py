@@ -65,9 +65,7 @@ def answer(folder: Path | str, conversations: Sequence[Sequence[Mapping[str, Any
     ]
 
 
-def log_model(
-    run_id: str, name: str, folder: Path, params: Mapping[str, str], metrics: Mapping[str, float]
-) -> str:
+def log_model(run_id: str, name: str, folder: Path, params: Mapping[str, str], metrics: Mapping[str, float]) -> str:
     """The folder as a logged model of the run, with its metrics; returns the model's id."""
     client = MlflowClient()
     experiment = client.get_run(run_id).info.experiment_id

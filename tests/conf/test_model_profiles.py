@@ -65,11 +65,7 @@ def inject(profile: Model, adapter: Adapter) -> PeftModel:
 
 
 def adapted(model: nn.Module) -> set[str]:
-    return {
-        name.split(".lora_A")[0].replace(".base_layer", "")
-        for name in model.state_dict()
-        if ".lora_A" in name
-    }
+    return {name.split(".lora_A")[0].replace(".base_layer", "") for name in model.state_dict() if ".lora_A" in name}
 
 
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in SCHEMAS for name in names(group)])

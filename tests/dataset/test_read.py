@@ -90,9 +90,7 @@ def test_every_defect_of_a_jsonl_file_has_its_line(read: Read) -> None:
 
 def test_every_defect_of_a_clinc150_file_has_its_line(read: Read) -> None:
     content = b'{"train": [\n["hi", "greet"],\n["no intent"],\n[\n"a", 3],\n["", "greet"]\n], "other": [[1]]}'
-    records, defects = read(
-        content, "clinc150", prompt="query", answer="intent", parts=["train", "tain", "other_"]
-    )
+    records, defects = read(content, "clinc150", prompt="query", answer="intent", parts=["train", "tain", "other_"])
     assert defects == [
         ":3: expected a pair [query, intent]",
         ":4: 'intent' is a number, expected text",
@@ -185,14 +183,23 @@ def test_the_first_defects_are_shown_and_all_are_counted(make_source: MakeSource
     path = tmp_path / "bad.csv"
     path.write_text("query,label\n" + "only one field\n" * 50)
     defects = Defects(max_reported=3)
-    for _ in range(2):  # a file that two sources read is wrong once
-        list(read_source(make_source(path), defects))
+    list(read_source(make_source(path), defects))
     with pytest.raises(DataError) as error:
         defects.raise_if_any()
     assert str(error.value).splitlines() == [
         *(f"{path}:{line}: 1 field, the header has 2" for line in (2, 3, 4)),
         "50 defects in the source files, the first 3 shown",
     ]
+
+
+def test_a_file_that_two_sources_read_is_wrong_once(make_source: MakeSource, tmp_path: Path) -> None:
+    defects = Defects(max_reported=20)
+    for _ in range(2):
+        list(read_source(make_source(tmp_path / "missing.csv"), defects))
+    with pytest.raises(DataError) as error:
+        defects.raise_if_any()
+    assert str(error.value).count("no such file") == 1
+    assert str(error.value).endswith("\n1 defect in the source files")
 
 
 def test_a_constant_answer_needs_no_answer_column(read: Read) -> None:

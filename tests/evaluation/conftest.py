@@ -16,9 +16,7 @@ Labelled = tuple[list[Row], dict[str, list[Answer]]]
 def make_row(position: int, label: str) -> Row:
     prompt = [{"role": "system", "content": "Classify."}, {"role": "user", "content": f"query {position}"}]
     completion = [{"role": "assistant", "content": label}]
-    return Row(
-        f"r{position}", "demo", prompt, completion, label, label, f"demo.csv:{position + 2}", f"g{position}"
-    )
+    return Row(f"r{position}", "demo", prompt, completion, label, label, f"demo.csv:{position + 2}", f"g{position}")
 
 
 def make_answer(row: Row, read: str | None) -> Answer:

@@ -32,9 +32,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.links += [
-            value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")
-        ]
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
 
     def handle_data(self, data: str) -> None:
         self.words += data

@@ -69,9 +69,7 @@ def test_without_a_decline_label_every_row_is_in_scope(labelled: Labelled) -> No
 
 def test_every_metric_is_defined(labelled: Labelled) -> None:
     rows, answers = labelled
-    names = {
-        name.removesuffix("_low").removesuffix("_high") for name in score(rows, answers["base"], DECLINE)
-    }
+    names = {name.removesuffix("_low").removesuffix("_high") for name in score(rows, answers["base"], DECLINE)}
     assert names == set(DEFINITIONS)
 
 
@@ -84,9 +82,7 @@ def test_answers_of_other_rows_are_refused(labelled: Labelled) -> None:
         score(rows, swapped, DECLINE)
 
 
-@pytest.mark.parametrize(
-    ("successes", "trials"), [(0, 1), (0, 40), (1, 40), (20, 40), (39, 40), (40, 40), (7, 3080)]
-)
+@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (0, 40), (1, 40), (20, 40), (39, 40), (40, 40), (7, 3080)])
 def test_wilson_is_the_published_formula(successes: int, trials: int) -> None:
     interval = wilson(successes, trials)
     low, high = wilson_by_formula(successes, trials)
@@ -116,6 +112,4 @@ def test_the_answers_table_is_flat_and_complete(labelled: Labelled) -> None:
         "adapter": "b",
         "adapter_correct": False,
     }
-    assert [record["adapter_correct"] for record in table] == [True] * 3 + [False] + [True] * 2 + [False] + [
-        True
-    ] * 3
+    assert [record["adapter_correct"] for record in table] == [True] * 3 + [False] + [True] * 2 + [False] + [True] * 3

@@ -176,9 +176,7 @@ def test_fused_experts_train_and_reload(tmp_path: Path) -> None:
     assert len(moved) == 4
     trained = logits(model)
     model.save_pretrained(str(tmp_path / "adapter"))
-    fresh = PeftModel.from_pretrained(
-        Qwen3MoeForCausalLM.from_pretrained(tmp_path / "base"), str(tmp_path / "adapter")
-    )
+    fresh = PeftModel.from_pretrained(Qwen3MoeForCausalLM.from_pretrained(tmp_path / "base"), str(tmp_path / "adapter"))
     assert (logits(fresh) - trained).abs().max() < 1e-5
 
 
@@ -188,6 +186,7 @@ def test_fused_experts_train_and_reload(tmp_path: Path) -> None:
         ("lora", {"lora_alfa": 8}, {}, r"adapter\.peft\.lora_alfa .*LoraConfig.*lora_alpha"),
         ("ia3", {"r": 8}, {}, r"adapter\.peft\.r is no field of IA3Config"),
         ("lora", {"target_parameters": ["x"]}, {}, r"target_parameters is not set here: .*train_experts"),
+        ("loftq", {"loftq_config": {"loftq_iter": 5}}, {}, "loftq is fitted in one step"),
         ("lora", {"layers_pattern": "layers"}, {}, r"adapter\.peft: LoraConfig refuses"),
         ("lora", {"init_lora_weights": "loftq"}, {}, "adapter.quantization is null"),
         ("qlora", {"init_lora_weights": "pissa"}, {}, "pissa changes the base"),

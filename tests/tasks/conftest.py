@@ -32,9 +32,7 @@ def make_source(path: Path, split: str, **changes: Any) -> Source:
 def make_task(tmp_path: Path) -> MakeTask:
     """A task of two labels over two small files; `files` adds or replaces CSV bodies by split."""
 
-    def make(
-        files: dict[str, str] | None = None, sources: dict[str, Any] | None = None, **changes: Any
-    ) -> Task:
+    def make(files: dict[str, str] | None = None, sources: dict[str, Any] | None = None, **changes: Any) -> Task:
         (tmp_path / "labels.json").write_text(json.dumps(["card", "cash"]))
         bodies = {"train": "a,card\nb,cash\n", "heldout": "c,card\n"} | (files or {})
         for split, body in bodies.items():

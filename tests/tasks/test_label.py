@@ -94,12 +94,8 @@ def test_a_bad_labels_file_is_named(make_task: MakeTask, tmp_path: Path, content
     assert str(error.value).startswith(f"task.labels: {tmp_path}/labels.json: ")
 
 
-@pytest.mark.parametrize(
-    ("path", "reason"), [("no.json", "no such file"), ("", "can't be read: Is a directory")]
-)
-def test_a_labels_file_that_cannot_be_opened(
-    make_task: MakeTask, tmp_path: Path, path: str, reason: str
-) -> None:
+@pytest.mark.parametrize(("path", "reason"), [("no.json", "no such file"), ("", "can't be read: Is a directory")])
+def test_a_labels_file_that_cannot_be_opened(make_task: MakeTask, tmp_path: Path, path: str, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         resolve_verify(make_task(labels=f"{tmp_path}/{path}"))
 

@@ -1,0 +1,159 @@
+"""The figures of the main job. `python -m benchmarks.main_job [flow] [cli] [mutations] [overhead]`
+
+Prints a table for people and, as its last line, one JSON object. Without names it measures every part. GPU
+figures are left out: they need a GPU.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.measure import Weighed, weigh
+from pipelines.config.paths import PROJECT
+
+PYTHON = sys.executable
+HEAVY = ("torch", "transformers", "mlflow", "datasets")
+MISTAKES: tuple[tuple[str, ...], ...] = (
+    ("--help",),
+    ("finetune", "--cfg", "job"),
+    ("finetune", "sft.trainer.learning_rat=1e-3"),
+    ("finetune", "sft.trainer.learning_rate=fast"),
+    ("finetune", "model=qwen4"),
+)
+
+Figures = dict[str, Any]
+
+
+def flow(temporary: Path) -> Figures:
+    """`make finetune` in a fresh clone with an empty environment, twice."""
+    clone = temporary / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(PROJECT), str(clone)], check=True)
+    environment = {"MLFLOW_ENV_ROOT": str(temporary / "envs"), "MLFLOW_TRACKING_URI": "", "VIRTUAL_ENV": ""}
+    cold = _expect(weigh(["make", "finetune"], clone, environment, temporary / "cold.log"))
+    warm = _expect(weigh(["make", "finetune"], clone, environment, temporary / "warm.log"))
+    if warm.output.count(": reused from run") != 5:
+        raise RuntimeError(f"the second run made something anew:\n{warm.output}")
+    metrics = _manifest(clone / "outputs/scores")["about"]["metrics"]
+    steps = re.search(r"steps in (\d+) s", cold.output)
+    return {
+        "cold_s": round(cold.wall_s, 1),
+        "warm_s": round(warm.wall_s, 1),
+        "peak_mb": round(max(cold.tree_mb, warm.tree_mb)),
+        "accuracy_base": metrics["base/accuracy"],
+        "accuracy_adapter": metrics["adapter/accuracy"],
+        "train_s": int(steps[1]) if steps else None,
+    }
+
+
+def cli(temporary: Path) -> Figures:
+    """The dearest of help, `--cfg job` and three mistakes, and what heavy it imported."""
+    spent, heavy = 0.0, 0
+    for words in MISTAKES:
+        done = weigh([PYTHON, "-m", "pipelines", *words], PROJECT, {}, temporary / "cli.log")
+        if done.code not in (0, 2) or "Traceback" in done.output:
+            raise RuntimeError(f"{' '.join(words)}: exit code {done.code}\n{done.output}")
+        spent = max(spent, done.cpu_s)
+        heavy += len(_heavy_imports(words))
+    return {"cli_cpu_s": round(spent, 2), "cli_heavy_imports": heavy}
+
+
+def _heavy_imports(words: tuple[str, ...]) -> list[str]:
+    code = (
+        "import sys, pipelines.__main__ as launcher; launcher.run(sys.argv[1:]); "
+        f"print('imported', *(name for name in {HEAVY} if name in sys.modules))"
+    )
+    done = subprocess.run([PYTHON, "-c", code, *words], cwd=PROJECT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1].split()[1:]
+
+
+def mutations(temporary: Path) -> Figures:
+    """Every key of every shipped configuration file misspelled, and every value of a wrong type or range."""
+    from benchmarks.mutations import mutations as all_mutations
+    from benchmarks.mutations import refused
+
+    outcomes = [refused(mutation) for mutation in all_mutations()]
+    return {"mutations": len(outcomes), "mutations_refused": sum(outcome.refused for outcome in outcomes)}
+
+
+def overhead(temporary: Path) -> Figures:
+    """The sft stage against a bare TRL + peft script: same rows, seed and settings."""
+    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{temporary / 'mlflow.db'}"}
+    places = [f"paths.{name}={temporary / name}" for name in ("rows", "adapters", "outputs")]
+    _expect(weigh([PYTHON, "-m", "pipelines", "prepare", *places], PROJECT, store, temporary / "prepare.log"))
+    rows = next(temporary.glob("rows/*/manifest.json")).parent
+    config = temporary / "config.yaml"
+    config.write_text(_composed(), encoding="utf-8")
+    ours = _expect(
+        weigh([PYTHON, "-m", "pipelines", "sft", *places], PROJECT, store, temporary / "sft.log"),
+    )
+    bare_folder = temporary / "bare"
+    bare = _expect(
+        weigh(
+            [PYTHON, "-m", "benchmarks.bare_sft", str(config), str(rows), str(bare_folder)],
+            PROJECT,
+            {},
+            temporary / "bare.log",
+        )
+    )
+    adapter = next(temporary.glob("adapters/*/manifest.json")).parent / "adapter_model.safetensors"
+    return {
+        "overhead_cpu": round(ours.cpu_s / bare.cpu_s, 3),
+        "overhead_rss": round(ours.peak_mb / bare.peak_mb, 3),
+        "bit_identical": adapter.read_bytes() == (bare_folder / "adapter_model.safetensors").read_bytes(),
+        "sft_cpu_s": round(ours.cpu_s, 1),
+        "bare_cpu_s": round(bare.cpu_s, 1),
+        "sft_peak_mb": round(ours.peak_mb),
+        "bare_peak_mb": round(bare.peak_mb),
+    }
+
+
+def _composed() -> str:
+    done = subprocess.run(
+        [PYTHON, "-m", "pipelines", "sft", "--cfg", "job"], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    yaml.safe_load(done.stdout)
+    return done.stdout
+
+
+def _manifest(folder: Path) -> Any:
+    return json.loads(next(folder.glob("*/manifest.json")).read_text(encoding="utf-8"))
+
+
+def _expect(done: Weighed) -> Weighed:
+    if done.code != 0:
+        raise RuntimeError(f"exit code {done.code}:\n{done.output[-4000:]}")
+    return done
+
+
+PARTS: dict[str, Callable[[Path], Figures]] = {
+    "cli": cli,
+    "mutations": mutations,
+    "overhead": overhead,
+    "flow": flow,
+}
+
+
+def main(names: list[str]) -> None:
+    """Measures the named parts, all without a name."""
+    unknown = [name for name in names if name not in PARTS]
+    if unknown:
+        sys.exit(f"no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
+    figures: Figures = {}
+    for name in names or PARTS:
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(prefix="tunesmith-") as temporary:
+            figures |= PARTS[name](Path(temporary))
+    for name, value in figures.items():
+        print(f"{name:<18} {value}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
