@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks import mutations as every_mutation
 from benchmarks.measure import Weighed, weigh
 from pipelines.config.paths import PROJECT
 
@@ -75,10 +76,7 @@ def _heavy_imports(words: tuple[str, ...]) -> list[str]:
 
 def mutations(temporary: Path) -> Figures:
     """Every key of every shipped configuration file misspelled, and every value of a wrong type or range."""
-    from benchmarks.mutations import mutations as all_mutations
-    from benchmarks.mutations import refused
-
-    outcomes = [refused(mutation) for mutation in all_mutations()]
+    outcomes = every_mutation.run(list(every_mutation.mutations()))
     return {"mutations": len(outcomes), "mutations_refused": sum(outcome.refused for outcome in outcomes)}
 
 

@@ -15,13 +15,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from benchmarks.outside import outside
+from benchmarks.outside import OUTSIDE, pattern_of
 from pipelines.config.compose import compose
 from pipelines.config.paths import CONF
 from pipelines.config.validate import valid_keys
@@ -83,9 +82,10 @@ def _of_entry(file: str, keys: Keys, value: object) -> Iterator[Mutation]:
         # An entry of `defaults` that stands alone is its own key.
         name = str(value if isinstance(keys[-1], int) else keys[-1])
         yield Mutation(file, keys, "misspelled", misspell(name, valid_keys(block, _method(file))))
-    yield Mutation(file, keys, "wrong type", wrong_type(value))
+    yield Mutation(file, keys, "wrong type", 3 if isinstance(keys[-1], int) else wrong_type(value))
     given = Mutation(file, keys, "outside", None)
-    yield from (replace(given, new=new) for new in outside(given.path))
+    if pattern := pattern_of(given.path):
+        yield replace(given, new=OUTSIDE[pattern])
 
 
 def misspell(name: str, valid: Sequence[str]) -> str:
@@ -96,7 +96,7 @@ def misspell(name: str, valid: Sequence[str]) -> str:
 
 
 def wrong_type(value: object) -> object:
-    """A mapping for text or a list, text for a number or a mapping, a number for a truth value, one of those for null."""
+    """A mapping for text or a list, text for a number or a mapping, a number for true or false, true for null."""
     if value is None or isinstance(value, bool):
         return True if value is None else 1
     return "many" if isinstance(value, int | float | dict) else {"a": "mapping"}
@@ -208,7 +208,7 @@ def run(given: Sequence[Mutation]) -> list[Outcome]:
     size = math.ceil(len(given) / workers)
     parts = [given[start : start + size] for start in range(0, len(given), size)]
     with multiprocessing.get_context("spawn").Pool(len(parts)) as pool:
-        return [outcome for part in pool.map(partial(_run_part), parts) for outcome in part]
+        return [outcome for part in pool.map(_run_part, parts) for outcome in part]
 
 
 def _run_part(given: Sequence[Mutation]) -> list[Outcome]:

@@ -4,7 +4,6 @@ Written by hand, not read from the schema: a bound that the schema loses must be
 """
 
 import re
-from collections.abc import Iterator
 from functools import cache
 
 # `*` stands for a name of the user's own.
@@ -114,9 +113,9 @@ OUTSIDE: dict[str, object] = {
 }
 
 
-def outside(path: str) -> Iterator[object]:
-    """The value outside the range of the field at a dotted path; none where the field takes any."""
-    return (value for pattern, value in OUTSIDE.items() if _compiled(pattern).fullmatch(path))
+def pattern_of(path: str) -> str | None:
+    """The entry of OUTSIDE for the field at a dotted path; none where the field takes any value of its type."""
+    return next((pattern for pattern in OUTSIDE if _compiled(pattern).fullmatch(path)), None)
 
 
 @cache

@@ -33,7 +33,7 @@ overrides
   group=name         choose a file of conf/<group>/:
 {groups}
   key=value          set a value:   sft.trainer.learning_rate=1e-3
-  +key=value         add a setting: +sft.trainer.weight_decay=0.1
+  +key=value         add a setting: +sft.trainer.neftune_noise_alpha=5
   ~key               remove one
   'key="two words"'  a value with spaces;  key=[a,b]  a list;  key=null  none
 
@@ -67,7 +67,9 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Carries out a command line; returns its exit code."""
     try:
-        return _run(parse(arguments))
+        code = _run(parse(arguments))
+        sys.stdout.flush()  # a reader that has gone shows here, not at the interpreter's end
+        return code
     except UserError as error:
         print(f"tunesmith: {error}", file=sys.stderr)
         return error.exit_code
@@ -121,7 +123,9 @@ def parse(arguments: Sequence[str]) -> Command:
             _expect_job(words)
             command.show = True
         elif word == "--overrides":
-            command.overrides += shlex.split(_value(word, words))
+            command.overrides += _split(_value(word, words))
+        elif word.startswith("--") and "=" in word:
+            command.overrides.append(word[2:])
         elif word.startswith("--"):
             command.overrides.append(f"{word[2:]}={_value(word, words)}")
         elif "=" in word or word.startswith("~"):
@@ -129,6 +133,13 @@ def parse(arguments: Sequence[str]) -> Command:
         else:
             _set_stage(command, word)
     return command
+
+
+def _split(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--overrides: {error} in {text!r}") from None
 
 
 def _value(word: str, words: list[str]) -> str:
@@ -165,6 +176,9 @@ def quieten() -> None:
     os.environ |= {
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "TQDM_DISABLE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

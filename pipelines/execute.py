@@ -35,7 +35,8 @@ def sweep(stage: str, jobs: Sequence[Composed]) -> None:
 
 def _one(stage: str, config: Config) -> None:
     try:
-        config = config.model_copy(update={"model": pin(config.model)})
+        if stage != "prepare" and not (stage == "promote" and config.promote.model):
+            config = config.model_copy(update={"model": pin(config.model)})
         if stage == "finetune":
             finetune.run(config)
         else:

@@ -31,7 +31,7 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     lineage = _lineage(config, adapter, scores, digest_of(folder_files(folder)))
     name = config.package.registered_model
     model_id = registry.log_model(run.id, name, folder, lineage, scores.about["metrics"])
-    version = registry.register(name, model_id, run.id, lineage | _headline(scores))
+    version = registry.register(name, model_id, lineage | _headline(scores))
     registry.point(name, "candidate", version.number)
     shutil.rmtree(folder)
     say(f"  registered {version.uri} (alias candidate)")

@@ -30,7 +30,9 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
         run.input(config.task.name, inputs["rows"].file(f"{split}.jsonl"), digest, split)
     trainer = build_trainer(config, settings, tokenizer, examples)
     _check_labels(trainer, audited)
+    examples.clear()  # the trainer has its own copy
     fitted = _fit(config, trainer, work, run)
+    _draw_lengths(config, audited, run)
     return _save(config, trainer, tokenizer, fitted, work, run)
 
 
@@ -72,14 +74,18 @@ def _audit(config: Config, tokenizer: Any, examples: list[mask.Example], run: Ru
     audited = mask.audit(examples, limit, end_tokens(config.model, tokenizer))
     run.metrics(audited.counts())
     run.data(mask.examples_page(tokenizer, examples, config.sft.audit.examples), "audit/loss_mask.html")
-    run.data(length_histogram(audited.lengths, limit), "audit/lengths.png")
     problems = audited.problems(config.sft.audit.max_truncated_answers)
     if problems:
+        _draw_lengths(config, audited, run)
         run.data("\n".join(problems), "audit/problems.txt")
         raise UserError("the loss-mask audit refuses this run:\n" + "\n".join(f"  {line}" for line in problems))
     share = audited.num_trained / audited.num_tokens
     say(f"  {audited.num_rows:,} rows, {audited.num_tokens:,} tokens, {share:.0%} of them trained; loss mask sound")
     return audited
+
+
+def _draw_lengths(config: Config, audited: mask.Audit, run: Run) -> None:
+    run.data(length_histogram(audited.lengths, config.sft.trainer.get("max_length")), "audit/lengths.png")
 
 
 def build_trainer(config: Config, settings: Any, tokenizer: Any, examples: dict[str, list[mask.Example]]) -> Any:

@@ -153,6 +153,10 @@ def test_stages_run_one_by_one_as_in_the_flow(finished: World, world: World) -> 
     assert products.load(world.product("scores")).digest == products.load(finished.product("scores")).digest
 
 
+def test_prepare_alone_asks_for_no_model(world: World) -> None:
+    assert world.run("prepare", "model.id=team/on-no-hub-that-answers") == 0
+
+
 def test_sweep_is_one_run_with_a_child_for_each_job(world: World) -> None:
     assert world.run("prepare", "--multirun", "prepare.validation_share=0.1,0.3") == 0
     mlflow.set_tracking_uri(world.store)

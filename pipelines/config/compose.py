@@ -1,7 +1,7 @@
 """Overrides -> one composed, validated configuration; the only file that knows Hydra."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipelines.config.defaults import check_defaults
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.paths import CONF
 from pipelines.config.schema import Config
-from pipelines.config.validate import valid_keys, validate
+from pipelines.config.validate import check_schema, valid_keys, validate
 from pipelines.errors import UserError
 
 STAGE_FILES = ("prepare", "sft", "evaluate", "package", "promote")
@@ -44,14 +44,15 @@ def as_yaml(config: Config) -> str:
 def compose(overrides: Sequence[str], conf: Path = CONF) -> Composed:
     """Composes the folder `conf` with the overrides and validates the result. Raises UserError."""
     parsed = _parse(overrides)
+    _check_given(parsed, conf)
     try:
-        check_defaults(conf)
+        groups = check_defaults(conf)
         cfg = _hydra(overrides, conf)
         choices = dict(cfg.hydra.runtime.choices)
+        _check_choices(groups, choices)
         origin = _origin(parsed, choices, conf)
         OmegaConf.set_struct(cfg, False)
         del cfg["hydra"]
-        _refuse_missing(cfg, origin)
         container = _resolved(cfg, origin)
     # A plain ValueError is how Hydra refuses a malformed `defaults` list.
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
@@ -64,14 +65,42 @@ def _hydra(overrides: Sequence[str], conf: Path) -> Any:
         return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
+def _check_given(overrides: Sequence[Override], conf: Path) -> None:
+    """Refuses several values at once, and `group=[a,b]`, which Hydra would merge into one."""
+    for override in overrides:
+        key, value = override.key_or_group, None if override.is_delete() else override.value()
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: several values need --multirun; a list is written {key}=[a,b]")
+        if (conf / key).is_dir() and not (isinstance(value, str) or override.is_delete()):
+            raise UserError(f"{key}: expected one file of conf/{key}/, got {value!r} (in the command line)")
+
+
+def _check_choices(groups: Sequence[str], choices: Mapping[str, str | None]) -> None:
+    for group in groups:
+        if group != "experiment" and choices.get(group) is None:
+            raise UserError(f"{group}: expected one file of conf/{group}/, got none")
+
+
 def _resolved(cfg: Any, origin: Callable[[str], str]) -> dict[str, Any]:
+    plain = _mapping(OmegaConf.to_container(cfg, resolve=False))
+    if lines := [_required(key, origin) for key in _missing(plain)]:
+        raise UserError("\n".join(lines))
     try:
         return _mapping(OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
         # What an interpolation can't find is most likely a mistyped name, which the schema tells better.
-        validate(_mapping(OmegaConf.to_container(cfg, resolve=False)), origin)
+        check_schema(plain, origin)
         reason = str(error).splitlines()[0]
         raise UserError(f"{error.full_key}: {reason} (in {origin(str(error.full_key))})") from None
+
+
+def _missing(node: Any, path: str = "") -> Iterator[str]:
+    """Dotted keys whose value is `???`."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _missing(value, f"{path}.{key}".lstrip("."))
+    elif node == "???":
+        yield path
 
 
 def _mapping(container: Any) -> dict[str, Any]:
@@ -85,16 +114,13 @@ def _parse(overrides: Sequence[str]) -> list[Override]:
     parsed = []
     for text in overrides:
         try:
-            parsed.append(parser.parse_override(text))
+            override = parser.parse_override(text)
         except HydraException:
-            raise UserError(f"override {text!r}: expected key=value (`+key=value` adds, `~key` removes)") from None
+            override = None
+        if override is None or not override.key_or_group:
+            raise UserError(f"override {text!r}: expected key=value (`+key=value` adds, `~key` removes)")
+        parsed.append(override)
     return parsed
-
-
-def _refuse_missing(cfg: Any, origin: Callable[[str], str]) -> None:
-    lines = [_required(key, origin) for key in sorted(OmegaConf.missing_keys(cfg))]
-    if lines:
-        raise UserError("\n".join(lines))
 
 
 def _required(key: str, origin: Callable[[str], str]) -> str:
@@ -139,14 +165,22 @@ def _explain(error: Exception, overrides: list[Override], conf: Path) -> str:
     """A Hydra or OmegaConf failure in a line of ours."""
     text = str(error)
     cause = str(error.__cause__ or "")
-    if group := re.search(r"Could not find '([\w./-]+)/([^'/]+)'", text):
-        available = [path.stem for path in (conf / group[1]).glob("*.yaml")]
-        return f"{group[1]}: no {group[2]!r} in conf/{group[1]}/{did_you_mean(group[2], available)}"
-    for override in overrides:
-        key = override.key_or_group
-        if key and re.search(rf"(override|append|delete)[^']*'{re.escape(key)}(\.[^']*)?'", text):
+    if found := re.search(r"Could not find '([\w./-]+)/([^'/]+)'", text):
+        return _unknown_choice(found[1], found[2], overrides, conf)
+    # The longest key first: a block that was overridden too is named in its keys' names.
+    for override in sorted(overrides, key=lambda override: -len(override.key_or_group)):
+        if re.search(rf"(override|append|delete)[^']*'{re.escape(override.key_or_group)}(\.[^']*)?'", text):
             return _unknown_override(override, overrides, cause or text, conf)
     return " ".join(text.split())
+
+
+def _unknown_choice(group: str, choice: str, overrides: list[Override], conf: Path) -> str:
+    chosen = {override.key_or_group: override.value() for override in overrides}
+    # The choices of config.yaml are known to be there, so it is the experiment's if nobody gave it.
+    experiment = f"conf/experiment/{chosen['experiment']}.yaml" if "experiment" in chosen else "conf/"
+    where = "the command line" if group in chosen else experiment
+    guess = did_you_mean(choice, [path.stem for path in (conf / group).glob("*.yaml")])
+    return f"{group}: no {choice!r} in conf/{group}/{guess} (in {where})"
 
 
 def _unknown_override(override: Override, overrides: list[Override], cause: str, conf: Path) -> str:
@@ -155,6 +189,10 @@ def _unknown_override(override: Override, overrides: list[Override], cause: str,
     groups = [path.name for path in conf.iterdir() if path.is_dir()]
     chosen = [o.input_line for o in overrides if o.key_or_group in groups]
     valid = valid_keys(block, _hydra(chosen, conf)) if block == "adapter.peft" else valid_keys(block, {})
+    if name in valid and override.is_delete():
+        return f"{key}: nothing to remove, it isn't set or is null (in the command line)"
+    if name in valid and override.is_add():
+        return f"{key}: it is in the configuration already; leave out the + (in the command line)"
     if name in valid:
         return f"{key}: not in the configuration yet; add it with +{override.input_line} (in the command line)"
     if key in groups:

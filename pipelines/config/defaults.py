@@ -16,8 +16,8 @@ from pipelines.errors import UserError
 WHERE = "(in conf/config.yaml)"
 
 
-def check_defaults(conf: Path) -> None:
-    """Raises UserError with one line for each entry that names no file of `conf`."""
+def check_defaults(conf: Path) -> list[str]:
+    """The groups of the list. Raises UserError with one line for each entry that names no file of `conf`."""
     content = yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise UserError(f"expected a mapping {WHERE}")
@@ -27,6 +27,7 @@ def check_defaults(conf: Path) -> None:
     problems = [*_mistyped(content), *(line for entry in entries for line in _problems(entry, conf))]
     if problems:
         raise UserError("\n".join(problems))
+    return [group for entry in entries if isinstance(entry, dict) for group in entry]
 
 
 def _mistyped(content: dict[str, Any]) -> Iterator[str]:

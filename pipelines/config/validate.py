@@ -1,7 +1,7 @@
 """The composed mapping, checked: a `Config`, or one readable line for each mistake."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -71,16 +71,21 @@ def validate(container: Mapping[str, Any], origin: Origin) -> Config:
     `origin` tells where a dotted key was set (a file of `conf/` or the command line).
     Raises UserError with one line for each mistake.
     """
-    try:
-        config = Config.model_validate(container)
-    except ValidationError as error:
-        raise UserError("\n".join(_lines(error, origin))) from None
+    config = check_schema(container, origin)
     problems = [*_block("sft.trainer", "SFTConfig", config.sft.trainer, origin)]
     problems += _block("adapter.peft", PEFT_CLASSES[config.adapter.method], config.adapter.peft, origin)
-    problems += _cross_checks(config, origin)
-    if problems:
+    # The rules between fields rely on each having its type.
+    if problems := problems or [*_cross_checks(config, origin)]:
         raise UserError("\n".join(problems))
     return config
+
+
+def check_schema(container: Mapping[str, Any], origin: Origin) -> Config:
+    """The mapping as a `Config`, its settings for trl and peft unread. Raises UserError like `validate`."""
+    try:
+        return Config.model_validate(container)
+    except ValidationError as error:
+        raise UserError("\n".join(_lines(error, origin))) from None
 
 
 def valid_keys(block: str, config: Mapping[str, Any]) -> list[str]:
@@ -106,7 +111,8 @@ def _schema_at(parts: list[str]) -> type[BaseModel] | None:
             kind = field.annotation if field else None
         else:  # a key of a mapping from names to blocks
             kind = get_args(kind)[-1] if get_args(kind) else None
-        kind = next((a for a in get_args(kind) if isinstance(a, type) and issubclass(a, BaseModel)), kind)
+        if get_origin(kind) is not dict:  # a block or null
+            kind = next((a for a in get_args(kind) if isinstance(a, type) and issubclass(a, BaseModel)), kind)
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 

@@ -63,9 +63,9 @@ def content_hash(folder: Path) -> str:
 
 
 def _hub_commit(model: Model) -> str:
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-    from httpx2 import HTTPError
 
     try:
         info = HfApi().model_info(model.id, revision=model.revision, timeout=20)
@@ -120,11 +120,13 @@ def load_base(model: Model, adapter: Adapter, compute: Compute) -> Loaded:
     its files leave a weight unset.
     """
     import torch
+    import transformers
     from transformers import AutoConfig
 
     from pipelines.policy.adapter import check_hardware, keep_differentiable, quantization_config
 
     check_hardware(adapter, compute)
+    transformers.utils.logging.disable_progress_bar()
     settings = AutoConfig.from_pretrained(**source(model))
     published = settings.to_dict().get("quantization_config")
     base, report = _architecture(model, settings.architectures or []).from_pretrained(

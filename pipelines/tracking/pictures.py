@@ -1,11 +1,11 @@
-"""Pictures of a training run, as PNG bytes."""
+"""Pictures of a training run, as PNG bytes.
+
+matplotlib is imported when one is drawn, after training: a run's memory peak is no place for it.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 
 def loss_curve(history: Sequence[Mapping[str, float]]) -> bytes:
@@ -33,7 +33,10 @@ def length_histogram(lengths: Sequence[int], limit: int | None) -> bytes:
     return _png(figure)
 
 
-def _canvas() -> tuple[Figure, Any]:
+def _canvas() -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -41,7 +44,7 @@ def _canvas() -> tuple[Figure, Any]:
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -28,7 +28,6 @@ class Version:
 
     name: str
     number: str
-    source: str
     tags: dict[str, str]
 
     @property
@@ -79,16 +78,10 @@ def log_model(run_id: str, name: str, folder: Path, params: Mapping[str, str], m
     return str(model.model_id)
 
 
-def register(name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> Version:
-    """A new version of the registered model."""
-    client = MlflowClient()
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    made = client.create_model_version(name, f"models:/{model_id}", run_id, tags=dict(tags))
-    return Version(name, str(made.version), made.source, dict(tags))
+def register(name: str, model_id: str, tags: Mapping[str, str]) -> Version:
+    """A new version of the registered model; the model is made where its name is new."""
+    made = mlflow.register_model(f"models:/{model_id}", name, tags=dict(tags))
+    return Version(name, str(made.version), dict(tags))
 
 
 def find(uri: str) -> Version:
@@ -101,7 +94,7 @@ def find(uri: str) -> Version:
         found = (client.get_model_version_by_alias if separator == "@" else client.get_model_version)(name, rest)
     except MlflowException as error:
         raise UserError(f"promote.model: {uri}: {error.message}") from None
-    return Version(name, str(found.version), found.source, dict(found.tags))
+    return Version(name, str(found.version), dict(found.tags))
 
 
 def exists(name: str, number: str) -> bool:

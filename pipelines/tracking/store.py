@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.config.paths import PROJECT
 from pipelines.config.schema import Tracking
 from pipelines.errors import Unreachable, UserError
+from pipelines.progress import say
 
 DATABASE = PROJECT / "mlflow.db"
 ARTIFACTS = PROJECT / "mlartifacts"
@@ -56,6 +57,7 @@ def create_database(uri: str) -> None:
 def _create(uri: str, path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+    say(f"making MLflow's store, {path}")
     building = path.with_name(path.name + ".building")
     building.unlink(missing_ok=True)
     # The artifact root is given here: MLflow would freeze the caller's working folder into the store.

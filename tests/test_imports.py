@@ -1,0 +1,118 @@
+"""The layers, read from the sources: who may import what, and what no file holds."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from pipelines.config.paths import PROJECT
+from pipelines.stages import STAGES
+
+PACKAGE = PROJECT / "pipelines"
+SOURCES = sorted(path.relative_to(PROJECT).as_posix() for path in PACKAGE.rglob("*.py"))
+EVERYWHERE = sorted(
+    path.relative_to(PROJECT).as_posix()
+    for folder in ("pipelines", "benchmarks", "tests")
+    for path in (PROJECT / folder).rglob("*.py")
+)
+HEAVY = {"torch", "transformers", "mlflow", "datasets", "trl", "peft", "accelerate", "bitsandbytes", "scipy"}
+LONGEST = 60
+
+
+@cache
+def tree(file: str) -> ast.Module:
+    return ast.parse((PROJECT / file).read_text(encoding="utf-8"))
+
+
+def imported(nodes: Iterator[ast.AST] | list[ast.stmt]) -> set[str]:
+    """Dotted names of all that import statements name: `a.b` and, of `from a import b`, both `a` and `a.b`."""
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide what is imported"
+            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def everything(file: str) -> set[str]:
+    return imported(ast.walk(tree(file)))
+
+
+def at_import(file: str) -> set[str]:
+    """What importing the file imports; a block for type checkers doesn't run."""
+    return imported([node for node in tree(file).body if not isinstance(node, ast.If)])
+
+
+def roots(names: set[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def within(folder: str) -> list[str]:
+    return [file for file in SOURCES if file.startswith(f"pipelines/{folder}")]
+
+
+def importers(package: str) -> set[str]:
+    return {file for file in SOURCES if package in roots(everything(file))}
+
+
+def test_stages_never_import_one_another() -> None:
+    modules = {f"pipelines.{name}" for name in STAGES}
+    for name in STAGES:
+        assert not everything(f"pipelines/{name}.py") & (modules - {f"pipelines.{name}"}), name
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    found = importers("mlflow")
+    assert found
+    assert all(file.startswith("pipelines/tracking/") for file in found), found
+
+
+def test_only_two_files_know_hydra() -> None:
+    assert importers("hydra") == {"pipelines/config/compose.py", "pipelines/config/sweep.py"}
+
+
+@pytest.mark.parametrize("folder", ["dataset/", "tasks/", "evaluation/"])
+def test_rows_and_scores_need_no_model(folder: str) -> None:
+    assert within(folder)
+    for file in within(folder):
+        assert not roots(everything(file)) & {"torch", "transformers", "mlflow"}, file
+
+
+@pytest.mark.parametrize("file", ["pipelines/__main__.py", "pipelines/errors.py", *within("config/")])
+def test_the_launcher_imports_nothing_heavy_before_it_runs(file: str) -> None:
+    assert not roots(at_import(file)) & HEAVY
+    light = ("pipelines.config", "pipelines.errors")
+    ours = {name for name in at_import(file) if name.startswith("pipelines.")}
+    assert all(name.startswith(light) for name in ours), ours
+
+
+@pytest.mark.parametrize("folder", ["config/", "dataset/", "tasks/", "evaluation/", "policy/", "tracking/"])
+def test_imports_run_downward(folder: str) -> None:
+    above = {f"pipelines.{name}" for name in (*STAGES, "stages", "finetune", "execute", "__main__")}
+    for file in within(folder):
+        assert not everything(file) & above, file
+
+
+def test_no_file_is_a_drawer() -> None:
+    for file in EVERYWHERE:
+        assert Path(file).stem not in {"utils", "helpers", "common", "manager", "misc"}, file
+
+
+@pytest.mark.parametrize("file", EVERYWHERE)
+def test_no_function_is_long(file: str) -> None:
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < LONGEST, f"{file}: {node.name}"
+
+
+@pytest.mark.parametrize("file", EVERYWHERE)
+def test_no_code_of_others_is_run(file: str) -> None:
+    assert not roots(everything(file)) & {"pickle", "dill", "cloudpickle", "joblib"}
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+            assert isinstance(node.value, ast.Constant), f"{file}:{node.value.lineno}"
+            assert node.value.value is False, f"{file}:{node.value.lineno}"
