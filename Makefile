@@ -11,6 +11,7 @@ help:  ## this text
 
 setup: $(STAMP)  ## the virtual environment .venv with locked dependencies, and MLflow's store
 	@ln -sfn "$(CURDIR)/.venv" "$$(cat .venv/.mlflow-env)"
+	@test -f mlflow.db || $(BIN)/python -m pipelines.tracking.install
 
 $(STAMP): requirements.lock pyproject.toml python_env.yaml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'

@@ -31,11 +31,13 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     lineage = _lineage(config, adapter, scores, digest_of(folder_files(folder)))
     name = config.package.registered_model
     model_id = registry.log_model(run.id, name, folder, lineage, scores.about["metrics"])
-    version = registry.register(name, model_id, lineage | _headline(scores))
+    version = registry.register(name, model_id, run.id, lineage | _headline(scores))
     registry.point(name, "candidate", version.number)
     shutil.rmtree(folder)
     say(f"  registered {version.uri} (alias candidate)")
-    return {"name": name, "version": version.number, "model_id": model_id, "lineage": lineage}
+    made = {"name": name, "version": version.number, "model_id": model_id, "lineage": lineage}
+    (work / "version.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    return made
 
 
 def is_current(config: Config, found: Product) -> bool:

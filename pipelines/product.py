@@ -53,8 +53,13 @@ def partial(folder: Path) -> Path:
 
 
 def publish(work: Path, folder: Path, kind: str, made_by: Mapping[str, Any], about: Mapping[str, Any]) -> Product:
-    """Hashes the files of `work`, writes its manifest and moves it to `folder`."""
-    files = {path: file_hash(work / path) for path in _files(work)}
+    """Hashes the files of `work`, writes its manifest and moves it to `folder`.
+
+    A product's digest stands for it in every later fingerprint, so one without files is an error of the stage.
+    """
+    files = folder_files(work)
+    if not files:
+        raise ValueError(f"{work}: the stage left no file")
     digest = digest_of(files)
     manifest = {"kind": kind, "digest": digest, "made_by": dict(made_by), "about": dict(about), "files": files}
     _write_synced(work / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

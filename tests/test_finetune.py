@@ -125,6 +125,16 @@ def test_a_changed_setting_makes_only_what_depends_on_it(finished: World, tmp_pa
     assert products.load(manifest.parent).about["adapter_digest"] == products.load(copy.product("adapter")).digest
 
 
+def test_another_adapter_becomes_the_next_version_and_takes_the_alias(world: World) -> None:
+    for steps, number in ((2, 1), (3, 2)):
+        assert world.run("finetune", f"sft.trainer.max_steps={steps}") == 0
+        mlflow.set_tracking_uri(world.store)
+        for alias in ("staging", "candidate"):
+            assert int(MlflowClient().get_model_version_by_alias(world.folder.name, alias).version) == number
+        version = MlflowClient().get_model_version(world.folder.name, str(number))
+        assert version.tags["gate.result"] == "promoted to staging"
+
+
 def test_same_inputs_give_the_same_digests(finished: World, world: World) -> None:
     """Run again from nothing, elsewhere: rows, adapter and scores come out byte for byte the same."""
     assert world.run("finetune", "reuse=false") == 0

@@ -62,6 +62,11 @@ def test_damage_is_named(folder: Path, damage: str) -> None:
         products.load(folder)
 
 
+def test_a_product_without_files_is_an_error_of_the_stage(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="left no file"):
+        products.publish(products.partial(tmp_path / "empty"), tmp_path / "empty", "version", MADE_BY, {})
+
+
 def test_folder_without_a_manifest_is_no_product(tmp_path: Path) -> None:
     work = products.partial(tmp_path / "rows")
     (work / "train.jsonl").write_text("half")

@@ -78,9 +78,15 @@ def log_model(run_id: str, name: str, folder: Path, params: Mapping[str, str], m
     return str(model.model_id)
 
 
-def register(name: str, model_id: str, tags: Mapping[str, str]) -> Version:
+def register(name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> Version:
     """A new version of the registered model; the model is made where its name is new."""
-    made = mlflow.register_model(f"models:/{model_id}", name, tags=dict(tags))
+    client = MlflowClient()
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    made = client.create_model_version(name, f"models:/{model_id}", run_id, dict(tags), model_id=model_id)
     return Version(name, str(made.version), dict(tags))
 
 
