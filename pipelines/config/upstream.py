@@ -88,8 +88,8 @@ def _classes(files: tuple[str, ...]) -> Iterator[ast.ClassDef]:
         yield from (node for node in _parse(file).body if isinstance(node, ast.ClassDef))
 
 
-@cache
 def _parse(file: str) -> ast.Module:
+    # Not kept: a tree takes megabytes, and what is read from it a few hundred bytes.
     package, _, rest = file.partition("/")
     spec = PathFinder.find_spec(package, sys.path)
     if spec is None or not spec.submodule_search_locations:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+ROWS_AT_ONCE = 512  # the tokenizer keeps kilobytes beside each row of a batch
+
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -40,8 +42,12 @@ def render(
         )
         for messages, offered in zip(conversations, tools, strict=True)
     ]
-    # The template writes every special token itself.
-    return list(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    ids: list[list[int]] = []
+    for start in range(0, len(texts), ROWS_AT_ONCE):
+        # The template writes every special token itself.
+        batch = tokenizer(texts[start : start + ROWS_AT_ONCE], add_special_tokens=False, return_attention_mask=False)
+        ids += batch["input_ids"]
+    return ids
 
 
 @torch.inference_mode()
