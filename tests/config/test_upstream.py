@@ -81,14 +81,9 @@ def another_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     (folder / "base_config.py").write_text("class _BaseConfig(TrainingArguments):\n    of_the_base: int = 1\n")
     (folder / "sft_config.py").write_text("class SFTConfig(_BaseConfig):\n    of_tomorrow: bool | None = None\n")
     monkeypatch.syspath_prepend(tmp_path)
-    clear()
-    yield
-    clear()
-
-
-def clear() -> None:
     upstream._fields.cache_clear()
-    upstream._parse.cache_clear()
+    yield
+    upstream._fields.cache_clear()
 
 
 @pytest.mark.usefixtures("another_trl")
