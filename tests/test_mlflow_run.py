@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.config.paths import PROJECT
 from pipelines.tracking.install import environment_link
+from pipelines.tracking.run import end_orphans
 from tests.conftest import World
 
 BIN = Path(sys.executable).parent
@@ -94,7 +95,10 @@ def test_mlflow_run_fails_with_our_message(tmp_path: Path, world: World, monkeyp
 def test_ctrl_c_on_mlflow_run_ends_killed_with_a_checkpoint(
     tmp_path: Path, world: World, finished: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C reaches the whole group, and `mlflow run` sends a SIGTERM after it."""
+    """Ctrl-C reaches the whole group, `mlflow run` sends a SIGTERM after it and calls the run FAILED.
+
+    The next start of ours puts that right.
+    """
     link_environment(tmp_path, monkeypatch)
     overrides = [*world.overrides(), f"sft.rows={finished.product('rows')}", "sft.trainer.max_steps=2000"]
     process = subprocess.Popen(
@@ -115,6 +119,9 @@ def test_ctrl_c_on_mlflow_run_ends_killed_with_a_checkpoint(
     os.killpg(process.pid, signal.SIGINT)
     output = process.communicate(timeout=120)[0]
     assert process.returncode != 0
+    (run,) = _runs("interrupted")
+    assert run.data.tags["stopped"] == "stopped by signal 2", output
+    end_orphans()
     (run,) = _runs("interrupted")
     assert run.info.status == "KILLED", output
     assert list(world.folder.glob("adapters/*.partial/checkpoints/checkpoint-*/trainer_state.json"))

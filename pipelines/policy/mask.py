@@ -7,7 +7,7 @@ from typing import Any
 
 from pipelines.dataset.row import Row
 from pipelines.errors import UserError
-from pipelines.policy.chat import render
+from pipelines.policy.chat import ROWS_AT_ONCE, render
 
 IGNORED = -100
 SHOWN_IDS = 20
@@ -30,6 +30,11 @@ def encode(tokenizer: Any, rows: Sequence[Row], template: Mapping[str, Any], los
     `loss` is "completion" (all that follows the prompt is learned) or "assistant" (what the chat template marks
     with `{% generation %}`). Raises UserError where the template has no such marks.
     """
+    batches = (rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE))
+    return [example for batch in batches for example in _encode(tokenizer, batch, template, loss)]
+
+
+def _encode(tokenizer: Any, rows: Sequence[Row], template: Mapping[str, Any], loss: str) -> list[Example]:
     tools = [row.tools for row in rows]
     prompts = render(tokenizer, [row.prompt for row in rows], tools, template, prompt=True)
     wholes = render(tokenizer, [[*row.prompt, *row.completion] for row in rows], tools, template, prompt=False)

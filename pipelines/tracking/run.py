@@ -98,8 +98,9 @@ def started(name: str, tags: Mapping[str, str]) -> Iterator[Run]:
         run.tags({**source_tags(), **_owner(), **tags})
         yield run
         status = RunStatus.FINISHED
-    except Stopped:
+    except Stopped as stop:
         status = RunStatus.KILLED
+        run.tags({"stopped": str(stop)})
         raise
     except Refused as error:
         status = RunStatus.FINISHED  # a refusal is a result
@@ -125,16 +126,28 @@ def find_finished(run_id: str) -> bool:
 def end_orphans() -> list[str]:
     """Ends as KILLED the runs that a dead process of this machine left RUNNING; returns their ids.
 
-    SIGKILL leaves nobody behind to end a run.
+    SIGKILL leaves nobody behind to end a run. Runs whose end `mlflow run` wrote over get theirs back.
     """
     client = MlflowClient()
     experiments = [e.experiment_id for e in client.search_experiments()]
+    _restore(client, experiments)
     query = f"attributes.status = 'RUNNING' and tags.`owner.host` = '{socket.gethostname()}'"
     dead = [run.info.run_id for run in client.search_runs(experiments, query) if not _alive(run.data.tags)]
     for run_id in dead:
         client.set_tag(run_id, "error", "the process ended without a word (SIGKILL or power loss)")
         client.set_terminated(run_id, "KILLED")
     return dead
+
+
+def _restore(client: MlflowClient, experiments: list[str]) -> None:
+    """`mlflow run` 3.17 calls every run FAILED whose process exits with another code than 0.
+
+    It means to leave ended runs alone, but compares a status' name with its number.
+    """
+    for tag, status in (("stopped", "KILLED"), ("refused", "FINISHED")):
+        query = f"attributes.status = 'FAILED' and tags.{tag} LIKE '%'"
+        for run in client.search_runs(experiments, query):
+            client.set_terminated(run.info.run_id, status, run.info.end_time)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
