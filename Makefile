@@ -11,7 +11,7 @@ help:  ## this text
 
 setup: $(STAMP)  ## the virtual environment .venv with locked dependencies, and MLflow's store
 	@ln -sfn "$(CURDIR)/.venv" "$$(cat .venv/.mlflow-env)"
-	@test -f mlflow.db || $(BIN)/python -m pipelines.tracking.install
+	@test -f mlflow.db || MLFLOW_LOGGING_LEVEL=ERROR $(BIN)/python -m pipelines.tracking.install
 
 $(STAMP): requirements.lock pyproject.toml python_env.yaml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -19,7 +19,7 @@ $(STAMP): requirements.lock pyproject.toml python_env.yaml
 	@echo "installing locked dependencies (some minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -m pipelines.tracking.install
+	@MLFLOW_LOGGING_LEVEL=ERROR $(BIN)/python -m pipelines.tracking.install
 	@touch $@
 
 finetune: setup  ## the main job: prepare, train, evaluate, package, promote
@@ -32,7 +32,7 @@ test: setup  ## lint, types and the whole test suite
 lint: setup  ## ruff and mypy only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: setup  ## the figures of the main job (about 40 minutes)
+bench: setup  ## the figures of the main job (about 25 minutes)
 	@$(BIN)/python -m benchmarks.main_job
 
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
