@@ -13,6 +13,7 @@ from pipelines.product import Product, digest_of, folder_files
 from pipelines.progress import say
 from pipelines.tracking import registry
 from pipelines.tracking.run import Run
+from pipelines.tracking.source import source_tags
 
 PARITY_ROWS = 8
 
@@ -87,8 +88,9 @@ def _lineage(config: Config, adapter: Product, scores: Product, model_digest: st
         "scores.digest": scores.digest,
         "scores.run": scores.run_id,
         "model.digest": model_digest,
+        "config.digest": digest_of(config.model_dump()),
         "seed": str(config.seed),
-    }
+    } | {name: value for name, value in source_tags().items() if name.startswith(("git.", "lock."))}
 
 
 def _headline(scores: Product) -> dict[str, str]:

@@ -70,6 +70,7 @@ def test_staging_alias_points_to_a_version_with_its_lineage(finished: World) -> 
     assert version.tags["adapter.digest"] == adapter.digest
     assert version.tags["base.revision"] == adapter.about["base"]["revision"]
     assert version.tags["rows.digest"] == products.load(finished.product("rows")).digest
+    assert {"git.commit", "git.dirty", "lock.digest", "config.digest", "seed", "base.license"} <= set(version.tags)
     assert version.tags["gate.result"] == "promoted to staging"
     assert version.tags["gate.accuracy"].startswith("pass  accuracy: adapter/accuracy = ")
 
