@@ -54,7 +54,7 @@ def _answers(config: Config, rows: Sequence[Row], adapter: Product) -> dict[str,
     """Both subjects' answers from one copy of the base, the adapter switched off for the base's."""
     from peft import PeftModel
 
-    base = load_base(config.model, config.adapter, config.compute).model
+    base = load_base(config.model, config.adapter, config.compute)
     tokenizer = load_tokenizer_from(adapter.folder)
     model = PeftModel.from_pretrained(base, str(adapter.folder)).eval()
     tools = [row.tools for row in rows]

@@ -104,7 +104,7 @@ def build_trainer(config: Config, settings: Any, tokenizer: Any, examples: dict[
     }
     patience = config.sft.early_stopping_patience
     trainer = SFTTrainer(
-        model=load_base(config.model, config.adapter, config.compute).model,
+        model=load_base(config.model, config.adapter, config.compute),
         args=settings,
         train_dataset=data["train"],
         eval_dataset=data["validation"],

@@ -1,7 +1,6 @@
 """Base models: pinned to a revision, then loaded from exactly that."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 LOCAL = "sha256:"
 WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A base model in memory with its tokenizer."""
-
-    model: Any
-    tokenizer: Any
 
 
 def pin(model: Model) -> Model:
@@ -113,7 +104,7 @@ def _tokenizer(name: str, where: dict[str, Any]) -> Any:
     return tokenizer
 
 
-def load_base(model: Model, adapter: Adapter, compute: Compute) -> Loaded:
+def load_base(model: Model, adapter: Adapter, compute: Compute) -> Any:
     """The pinned base model on the configured device, quantised where the adapter asks for it.
 
     Raises UserError where the machine can't run it, where the checkpoint's class isn't the profile's, or where
@@ -142,7 +133,7 @@ def load_base(model: Model, adapter: Adapter, compute: Compute) -> Loaded:
         name = sorted(report["missing_keys"])[0]
         raise UserError(f"model.id: the files of {model.id} lack {len(report['missing_keys'])} weights, such as {name}")
     keep_differentiable(base)
-    return Loaded(base, load_tokenizer(model))
+    return base
 
 
 def _architecture(model: Model, found: list[str]) -> Any:

@@ -41,9 +41,9 @@ class ChatAdapter(PythonModel):
         if (found := base_models.pin(model).revision) != model.revision:
             raise UserError(f"base model {model.id}: expected revision {model.revision}, found {found}")
         adapter = load_product(Path(context.artifacts["adapter"])).folder
-        loaded = base_models.load_base(model, Adapter.model_validate(settings["adapter"]), compute)
+        base = base_models.load_base(model, Adapter.model_validate(settings["adapter"]), compute)
         self.tokenizer = base_models.load_tokenizer_from(adapter)
-        self.model = PeftModel.from_pretrained(loaded.model, str(adapter)).eval()
+        self.model = PeftModel.from_pretrained(base, str(adapter)).eval()
         self.template = settings["template"]
         self.max_new_tokens = settings["max_new_tokens"]
         self.name = settings["name"]

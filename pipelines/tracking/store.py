@@ -18,7 +18,6 @@ from pipelines.errors import Unreachable, UserError
 from pipelines.progress import say
 
 DATABASE = PROJECT / "mlflow.db"
-ARTIFACTS = PROJECT / "mlartifacts"
 EMBEDDED = f"sqlite:///{DATABASE}"
 DEFAULT_EXPERIMENT = "tunesmith"
 SECONDS_TO_ANSWER = 5
@@ -49,12 +48,12 @@ def create_database(uri: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_name(path.name + ".lock")):
             if not path.exists():
-                _create(uri, path)
+                _create(path)
     except (OSError, sqlite3.Error) as error:
         raise UserError(f"tracking.uri: can't open {path}: {error}") from None
 
 
-def _create(uri: str, path: Path) -> None:
+def _create(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     say(f"making MLflow's store, {path}")
