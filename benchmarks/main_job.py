@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import yaml
 
 from benchmarks import mutations as every_mutation
-from benchmarks.measure import Weighed, weigh
+from benchmarks.measure import Weighed, run_parts, weigh
 from pipelines.config.paths import PROJECT
 
 PYTHON = sys.executable
@@ -138,20 +137,5 @@ PARTS: dict[str, Callable[[Path], Figures]] = {
 }
 
 
-def main(names: list[str]) -> None:
-    """Measures the named parts, all without a name."""
-    unknown = [name for name in names if name not in PARTS]
-    if unknown:
-        sys.exit(f"no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
-    figures: Figures = {}
-    for name in names or PARTS:
-        print(f"measuring {name} ...", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(prefix="tunesmith-") as temporary:
-            figures |= PARTS[name](Path(temporary))
-    for name, value in figures.items():
-        print(f"{name:<18} {value}")
-    print(json.dumps(figures))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_parts(PARTS, sys.argv[1:])

@@ -1,12 +1,16 @@
-"""Running a command and weighing it: wall time, CPU time, memory."""
+"""Running a command and weighing it (wall time, CPU time, memory); and the parts of a benchmark."""
 
+import json
 import os
 import subprocess
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -71,3 +75,18 @@ def _pss(process: psutil.Process) -> int:
         return int(process.memory_full_info().pss)
     except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
         return 0
+
+
+def run_parts(parts: Mapping[str, Callable[[Path], dict[str, Any]]], names: Sequence[str]) -> None:
+    """Measures the named parts, all without a name; prints a table and, as the last line, one JSON object."""
+    unknown = [name for name in names if name not in parts]
+    if unknown:
+        sys.exit(f"no part {unknown[0]!r}; the parts are {', '.join(parts)}")
+    figures: dict[str, Any] = {}
+    for name in names or parts:
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(prefix="tunesmith-") as temporary:
+            figures |= parts[name](Path(temporary))
+    for name, value in figures.items():
+        print(f"{name:<20} {value}")
+    print(json.dumps(figures))

@@ -193,6 +193,7 @@ def quieten() -> None:
 
     for name in ("mlflow", "alembic", "bitsandbytes", "transformers", "trl", "peft", "datasets", "accelerate", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # a failing query is told by its own error
 
 
 if __name__ == "__main__":

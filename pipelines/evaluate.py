@@ -15,7 +15,8 @@ from pipelines.evaluation.evidence import ADAPTER, BASE, Evidence
 from pipelines.evaluation.pictures import draw
 from pipelines.evaluation.report import html_report
 from pipelines.policy.base import load_base, load_tokenizer_from, template_switches
-from pipelines.policy.chat import generate, render
+from pipelines.policy.chat import Decoding, generate
+from pipelines.policy.template import render
 from pipelines.product import Product
 from pipelines.progress import meter, say
 from pipelines.tasks import resolve_verify
@@ -71,7 +72,12 @@ def _subject(
     verify = resolve_verify(config.task)
     with meter(f"answers of {subject}", len(rows), "rows") as shown:
         found = generate(
-            model, tokenizer, prompts, config.evaluate.max_new_tokens, config.compute.eval_batch_size, shown.advance
+            model,
+            tokenizer,
+            prompts,
+            Decoding(config.evaluate.max_new_tokens),
+            config.compute.eval_batch_size,
+            shown.advance,
         )
     verdicts = [verify(answer.text, row) for row, answer in zip(rows, found, strict=True)]
     return [

@@ -1,22 +1,29 @@
-"""A validated configuration, carried out: store opened, base pinned, stage or flow run."""
+"""A validated configuration, carried out: sources checked, store opened, base pinned, stage or flow run.
 
+What needs MLflow or torch is imported after the sources are checked: a defect in a file is told in a second or two.
+"""
+
+import contextlib
 import errno
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
-from pipelines import finetune
+from pipelines import product as products
 from pipelines.config.compose import Composed
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
-from pipelines.policy.base import pin
 from pipelines.progress import say
-from pipelines.stages import STAGES, gather, run_stage
-from pipelines.tracking.run import end_orphans, started
-from pipelines.tracking.store import open_store
+from pipelines.stages import STAGES, fingerprint_of, gather, place
 
 
 def execute(stage: str, config: Config) -> None:
     """Runs a stage or the flow in the configured store."""
-    open_store(config.tracking)
+    with _nothing_left(_check_sources(stage, config)):
+        from pipelines.tracking.run import end_orphans
+        from pipelines.tracking.store import open_store
+
+        open_store(config.tracking)
     for run_id in end_orphans():
         say(f"run {run_id} was left open by a process that is gone; ended as KILLED")
     _one(stage, config)
@@ -24,6 +31,12 @@ def execute(stage: str, config: Config) -> None:
 
 def sweep(stage: str, jobs: Sequence[Composed]) -> None:
     """Runs every job of a sweep as a child of one parent run; a failing job ends the sweep."""
+    for job in jobs:
+        _check_sources(stage, job.config)
+
+    from pipelines.tracking.run import end_orphans, started
+    from pipelines.tracking.store import open_store
+
     open_store(jobs[0].config.tracking)
     end_orphans()
     with started(f"sweep {stage}", {"stage": "sweep", "sweep.jobs": str(len(jobs))}):
@@ -33,14 +46,52 @@ def sweep(stage: str, jobs: Sequence[Composed]) -> None:
                 _one(stage, job.config)
 
 
-def _one(stage: str, config: Config) -> None:
+def _check_sources(stage: str, config: Config) -> Path | None:
+    """Where rows have to be prepared, the pass over their sources comes before everything else.
+
+    Returns the work folder that holds what was read; None where nothing was.
+    """
+    prepare = STAGES["prepare"]
+    if stage not in ("prepare", "finetune") or prepare.module.needs_store(config):
+        return None
+    with _full_disk_told():
+        folder = place(prepare, config, fingerprint_of(prepare, config, {}))
+        if config.reuse and (folder / products.MANIFEST).exists():
+            return None
+        work = products.partial(folder)
+        prepare.module.check(config, work)
+        return work
+
+
+@contextlib.contextmanager
+def _nothing_left(work: Path | None) -> Iterator[None]:
+    """Where no run can be opened, what was read for it goes."""
     try:
+        yield
+    except BaseException:
+        if work is not None:
+            shutil.rmtree(work)
+        raise
+
+
+def _one(stage: str, config: Config) -> None:
+    from pipelines import finetune
+    from pipelines.perform import run_stage
+    from pipelines.policy.base import pin
+
+    with _full_disk_told():
         if stage != "prepare" and not (stage == "promote" and config.promote.model):
             config = config.model_copy(update={"model": pin(config.model)})
         if stage == "finetune":
             finetune.run(config)
         else:
             run_stage(STAGES[stage], config, gather(STAGES[stage], config))
+
+
+@contextlib.contextmanager
+def _full_disk_told() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(

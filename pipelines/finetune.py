@@ -2,9 +2,10 @@
 
 from pipelines.config.compose import as_yaml
 from pipelines.config.schema import Config
+from pipelines.perform import run_stage
 from pipelines.product import Product
 from pipelines.progress import say
-from pipelines.stages import STAGES, named_input, run_stage
+from pipelines.stages import STAGES, named_input
 from pipelines.tracking.run import started
 
 FLOW = ("prepare", "sft", "evaluate", "package", "promote")

@@ -1,126 +1,169 @@
-"""Stage prepare: a task's source files become the rows that training and evaluation read."""
+"""sources -> rows: checked, cleaned, held apart from what is held out, with a record of all of it."""
 
 import json
-from collections import Counter
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from pipelines.config.paths import resolve
 from pipelines.config.schema import Config
-from pipelines.dataset.defects import Defects
-from pipelines.dataset.overlap import count_overlap
-from pipelines.dataset.row import Row
-from pipelines.dataset.rows import digest, write_rows
-from pipelines.dataset.split import split_validation
+from pipelines.dataset.read import content_digest
+from pipelines.dataset.spool import Spool
 from pipelines.errors import UserError
+from pipelines.preparation import contaminated, intake, parts
+from pipelines.preparation.duplicates import NearCopies, conflicts, remove_exact, with_groups
+from pipelines.preparation.intake import Intake
+from pipelines.preparation.length import tokenizer_digest
+from pipelines.preparation.pass_rate import keep_in_band, sampler
+from pipelines.preparation.pool import Pool
+from pipelines.preparation.summary import begun, summarise
 from pipelines.product import Product, file_hash
 from pipelines.progress import say
-from pipelines.tasks import resolve_verify
-from pipelines.tasks.rows import SourceRows, build_rows, check_gold
-from pipelines.tracking.run import Run
 
-Splits = dict[str, list[Row]]
+if TYPE_CHECKING:
+    from pipelines.tracking.run import Run
 
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What was written: rows and digest per split, training prompts that are held out as well."""
-
-    folder: Path
-    num_rows: dict[str, int]
-    digests: dict[str, str]
-    overlap_with_heldout: dict[str, int]
+INTAKE = "intake"  # the folder of what is on disk while the stage works
+SUMMARY = "summary.json"
+REPORT = "report.html"
 
 
-def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
-    """Prepares the rows into `work` and logs them; returns their counts and digests."""
-    prepared = prepare(config, work)
-    for name, source in config.task.sources.items():
-        run.input(name, resolve(source.path), file_hash(resolve(source.path)), source.split)
-    run.metrics({f"rows/{split}": count for split, count in prepared.num_rows.items()})
-    run.file(work / "summary.json")
-    counts = ", ".join(f"{count:,} {split}" for split, count in prepared.num_rows.items())
-    say(f"  {counts} rows")
+def files(config: Config) -> dict[str, Any]:
+    """What decides the rows beside the configuration; None for what can't be read, which `run` will report."""
+    prepare, task = config.prepare, config.task
+    labels = resolve(task.labels) if task.labels else None
+    fixed = parts.fixed_product(prepare.heldout)
     return {
-        "num_rows": prepared.num_rows,
-        "digests": prepared.digests,
-        "overlap_with_heldout": prepared.overlap_with_heldout,
+        "sources": {name: content_digest(source) for name, source in task.sources.items()},
+        "labels": file_hash(labels) if labels and labels.is_file() else None,
+        "benchmarks": contaminated.digests(prepare.contamination.benchmarks, config.source),
+        "tokenizer": tokenizer_digest(config.model) if prepare.max_length else None,
+        "fixed": fixed.digest if fixed else None,
+        "sampler": sampler(config) if prepare.pass_rate.samples is not None else None,
     }
 
 
-def files(config: Config) -> dict[str, str | None]:
-    """Hashes of the files that decide the rows; None for one that can't be read, which `run` will report."""
-    paths = [source.path for source in config.task.sources.values()] + [config.task.labels or ""]
-    found = {path: resolve(path) for path in paths if path}
-    return {path: file_hash(file) if file.is_file() else None for path, file in found.items()}
+def check(config: Config, work: Path) -> None:
+    """Reads every source and reports every defect, before a run is opened or anything heavy is imported.
 
-
-def prepare(config: Config, folder: Path) -> Prepared:
-    """Writes train.jsonl, validation.jsonl, heldout.jsonl and summary.json into the folder.
-
-    The same sources, task and seed give the same bytes. Raises DataError with every defect of the
-    source files before anything is written.
+    What was read stays in `work` for `run`. Raises DataError.
     """
-    sources = _read(config)
-    splits = _split(config, sources)
-    digests = {split: digest(rows) for split, rows in splits.items()}
-    overlap = {split: count_overlap(splits[split], splits["heldout"]) for split in ("train", "validation")}
-    decline = config.task.decline_label
-    summary = {
-        "task": config.task.name,
-        "seed": config.seed,
-        "sources": {name: _source_summary(source) for name, source in sources.items()},
-        "splits": {split: _split_summary(rows, digests[split], decline) for split, rows in splits.items()},
-        "overlap_with_heldout": overlap,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, rows in splits.items():
-        write_rows(folder, split, rows)
-    text = json.dumps(summary, ensure_ascii=False, indent=2)
-    (folder / "summary.json").write_text(f"{text}\n", encoding="utf-8")
-    return Prepared(folder, {split: len(rows) for split, rows in splits.items()}, digests, overlap)
+    try:
+        _take(config, work)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
-def _read(config: Config) -> dict[str, SourceRows]:
-    verify = resolve_verify(config.task)
-    defects = Defects(config.prepare.max_reported)
-    sources = build_rows(config.task, config.seed, defects)
-    for source in sources.values():
-        check_gold(source.rows, verify, config.task.verify, defects)
-    defects.raise_if_any()
-    return sources
+def needs_store(config: Config) -> bool:
+    """Whether a source is read from MLflow, so that nothing can be checked before its store is open."""
+    sources = config.task.sources.values()
+    return any(source.kind == "traces" or (source.rows or "").startswith("run:") for source in sources)
 
 
-def _split(config: Config, sources: dict[str, SourceRows]) -> Splits:
-    """Rows of each split sorted by id: any first n of them are a random sample, not one label."""
-    given: Splits = {"train": [], "validation": [], "heldout": []}
-    for source in sources.values():
-        given[source.source.split] += source.rows
-    train, validation = split_validation(given["train"], config.prepare.validation_share, config.seed)
-    splits = {"train": train, "validation": validation + given["validation"], "heldout": given["heldout"]}
-    for split in ("train", "heldout"):
-        if not splits[split]:
-            raise UserError(f"task.sources: no row is left for {split} after exclude and limit")
-    return {split: sorted(rows, key=lambda row: row.id) for split, rows in splits.items()}
+def _take(config: Config, work: Path) -> Intake:
+    shutil.rmtree(work, ignore_errors=True)
+    (work / INTAKE).mkdir(parents=True)
+    return intake.take(config, work / INTAKE)
 
 
-def _source_summary(source: SourceRows) -> dict[str, Any]:
+def is_current(config: Config, found: Product) -> bool:
+    """Whether the sources can't have changed unseen: what a query or a store of traces gives may have."""
+    return all(source.kind not in intake.UNHASHED or source.sha256 for source in config.task.sources.values())
+
+
+def run(config: Config, inputs: dict[str, Product], work: Path, run: "Run") -> dict[str, Any]:
+    """Prepares the rows into `work` and logs them; returns their counts and digests."""
+    summary = prepare(config, work)
+    for name, source in summary["sources"].items():
+        digest = source["sha256"] or source["revision"] or ""
+        run.input(name, _where(source), digest, source["split"])
+    counts = {split: made["num_rows"] for split, made in summary["splits"].items()}
+    run.metrics({f"rows/{split}": count for split, count in counts.items()} | _metrics(summary))
+    run.file(work / SUMMARY)
+    run.file(work / REPORT)
+    say(f"  {', '.join(f'{count:,} {split}' for split, count in counts.items())} rows")
     return {
-        "path": source.source.path,
-        "sha256": file_hash(resolve(source.source.path)),
-        "license": source.source.license,
-        "split": source.source.split,
-        "num_read": source.num_read,
-        "num_kept": len(source.rows),
+        "num_rows": counts,
+        "digests": {split: made["digest"] for split, made in summary["splits"].items()},
+        "contamination": summary["contamination"]["removed"],
+        "licenses": sorted({source["license"] for source in summary["sources"].values()}),
     }
 
 
-def _split_summary(rows: list[Row], rows_digest: str, decline_label: str | None) -> dict[str, Any]:
-    labels = Counter(row.label for row in rows)
-    return {
-        "num_rows": len(rows),
-        "digest": rows_digest,
-        "num_out_of_scope": labels[decline_label] if decline_label is not None else 0,
-        "labels": dict(sorted(labels.items())),
-    }
+def prepare(config: Config, work: Path) -> dict[str, Any]:
+    """Writes the splits, what was removed and quarantined, the summary and the report into `work`.
+
+    The same sources, configuration and seed give the same bytes. Returns the summary. Raises DataError with every
+    defect of the sources before anything else is written.
+    """
+    read = work / INTAKE / intake.RECORD
+    taken = _take(config, work) if needs_store(config) or not read.exists() else intake.load(work / INTAKE)
+    pool = Pool(Spool(work / INTAKE))
+    pool.funnel = begun(taken, pool)
+    found = _clean(config, pool, work / INTAKE)
+    if config.prepare.pass_rate.samples is not None:
+        found["pass_rate"] = keep_in_band(config, pool)
+    found["mixture"] = parts.mix(pool, config)
+    _check_rows(pool, found)
+    digests = parts.write(pool, work, config)
+    summary = summarise(config, taken, pool, found, digests)
+    for name in (intake.REMOVED, intake.QUARANTINE):
+        shutil.copyfile(work / INTAKE / name, work / name)
+    (work / SUMMARY).write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    from pipelines.preparation.report import draw  # matplotlib and scipy: not before the sources are known to be sound
+
+    (work / REPORT).write_text(draw(config, summary, work), encoding="utf-8")
+    pool.spool.close()
+    shutil.rmtree(work / INTAKE)
+    _say(summary)
+    return summary
+
+
+def _clean(config: Config, pool: Pool, folder: Path) -> dict[str, Any]:
+    """Duplicates, held-out rows, contamination and validation, in this order."""
+    settings = config.prepare.duplicates
+    parts.limit(pool, config)
+    found: dict[str, Any] = {"duplicates": remove_exact(pool, settings.exact) | {"threshold": settings.threshold}}
+    cluster = np.arange(len(pool.alive), dtype=np.int32)
+    if settings.near != "off":
+        copies = NearCopies(pool, intake.signatures(config, folder), settings)
+        found["duplicates"]["near"] = copies.remove()
+        cluster = copies.clusters()
+    found["duplicates"] |= conflicts(pool)
+    cluster = with_groups(pool, cluster)
+    fixed = parts.fixed_product(config.prepare.heldout)
+    found["heldout"] = parts.hold_out(pool, config, cluster)
+    found["contamination"] = contaminated.check(pool, config, fixed.file("heldout.jsonl") if fixed else None)
+    parts.validate(pool, config, cluster)
+    return found
+
+
+def _check_rows(pool: Pool, found: dict[str, Any]) -> None:
+    for split, flags in (("train", pool.trains), ("heldout", pool.heldout)):
+        if not flags.any() and not (split == "heldout" and found["heldout"]["fixed"]):
+            raise UserError(f"task.sources: no row is left for {split} after exclude, limit and cleaning")
+
+
+def _where(source: dict[str, Any]) -> str:
+    """The source as MLflow shows it."""
+    if source["kind"] == "hub" and not resolve(source["place"]).is_dir():
+        return f"https://huggingface.co/datasets/{source['place']}/tree/{source['revision']}"
+    return str(resolve(source["place"])) if source["kind"] in ("path", "rows", "hub") else str(source["place"])
+
+
+def _metrics(summary: dict[str, Any]) -> dict[str, float]:
+    steps = {step["step"]: step["removed"] for step in summary["funnel"] if "removed" in step}
+    counts = {f"prepare/{name.replace(' ', '_')}": float(count) for name, count in steps.items()}
+    for name, against in summary["contamination"]["against"].items():
+        counts |= {f"contamination/{name}/{size}gram": float(n) for size, n in against["ngrams"].items()}
+        counts |= {f"contamination/{name}/{kind}": float(against[kind]) for kind in ("equal", "near", "removed")}
+    return counts
+
+
+def _say(summary: dict[str, Any]) -> None:
+    for step in summary["funnel"]:
+        if step.get("removed"):
+            say(f"  {step['step']}: {step['removed']:,} rows out, {step['rows']:,} left")

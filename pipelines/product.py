@@ -16,6 +16,7 @@ from typing import Any
 from pipelines.errors import UserError
 
 MANIFEST = "manifest.json"
+VIEWS = (".html", ".png")  # pictures of what the other files hold: hashed, but no part of the digest
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def publish(work: Path, folder: Path, kind: str, made_by: Mapping[str, Any], abo
     files = folder_files(work)
     if not files:
         raise ValueError(f"{work}: the stage left no file")
-    digest = digest_of(files)
+    digest = _content_digest(files)
     manifest = {"kind": kind, "digest": digest, "made_by": dict(made_by), "about": dict(about), "files": files}
     _write_synced(work / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     if folder.exists():
@@ -87,9 +88,14 @@ def load(folder: Path) -> Product:
             raise UserError(f"{folder / name}: missing, but listed in {MANIFEST}")
         if file_hash(folder / name) != expected:
             raise UserError(f"{folder / name}: its sha256 differs from {MANIFEST}; the file was changed")
-    if digest_of(files) != digest:
+    if _content_digest(files) != digest:
         raise UserError(f"{path}: the digest doesn't match the files listed")
     return Product(folder, kind, digest, manifest["made_by"], manifest["about"])
+
+
+def _content_digest(files: Mapping[str, str]) -> str:
+    """Over what a later stage reads: fonts and versions of libraries change a picture, and nothing else."""
+    return digest_of({name: value for name, value in files.items() if not name.endswith(VIEWS)})
 
 
 def discard(work: Path) -> None:

@@ -19,9 +19,9 @@ def say(text: str) -> None:
 
 
 class Meter:
-    """Counts what is done of a known total."""
+    """Counts what is done, of a known total or of none."""
 
-    def __init__(self, title: str, total: int, unit: str) -> None:
+    def __init__(self, title: str, total: int | None, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
         self.done = self._before = 0
         self._begun = self._told = time.monotonic()
@@ -34,7 +34,10 @@ class Meter:
             self._bar.update(self._bar.task_ids[0], completed=self.done, note=note, left=_left(self))
         elif time.monotonic() - self._told >= SECONDS_BETWEEN_LINES:
             self._told = time.monotonic()
-            say(f"  {self.title}: {self.done}/{self.total} {self.unit}, {_left(self)}{note and ', '}{note}")
+            done = (
+                f"{self.done}/{self.total} {self.unit}, {_left(self)}" if self.total else f"{self.done:,} {self.unit}"
+            )
+            say(f"  {self.title}: {done}{note and ', '}{note}")
 
     def begin_at(self, done: int) -> None:
         """What an earlier attempt had done; it doesn't count for the pace."""
@@ -45,8 +48,8 @@ class Meter:
         return (self.done - self._before) / max(time.monotonic() - self._begun, 1e-9)
 
     def seconds_left(self) -> float:
-        """At the pace so far; 0 before anything is done."""
-        return (self.total - self.done) / self.pace() if self.pace() else 0.0
+        """At the pace so far; 0 before anything is done, or where the total is unknown."""
+        return (self.total - self.done) / self.pace() if self.pace() and self.total else 0.0
 
 
 def _left(meter: Meter) -> str:
@@ -66,13 +69,14 @@ class _Field(ProgressColumn):
 
 
 @contextlib.contextmanager
-def meter(title: str, total: int, unit: str) -> Iterator[Meter]:
+def meter(title: str, total: int | None, unit: str) -> Iterator[Meter]:
     """A meter for the block: a bar on a terminal, a line every ten seconds elsewhere."""
     counted = Meter(title, total, unit)
     if not sys.stderr.isatty():
         yield counted
         return
-    columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    count = "{task.completed}/{task.total}" if total else "{task.completed:,} " + unit
+    columns = (TextColumn("  {task.description}"), BarColumn(), TextColumn(count))
     with Progress(*columns, _Field("left"), _Field("note"), console=console) as bar:
         bar.add_task(title, total=total, left="", note="")
         counted._bar = bar

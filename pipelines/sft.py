@@ -10,6 +10,7 @@ from pipelines.dataset.rows import read_rows
 from pipelines.errors import UserError
 from pipelines.policy import mask
 from pipelines.policy.base import end_tokens, template_switches
+from pipelines.policy.packing import check_apart, check_packing, pack, rows_per_sequence
 from pipelines.product import Product
 from pipelines.progress import say
 from pipelines.tracking.pictures import length_histogram, loss_curve
@@ -37,9 +38,10 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
 
 
 def trainer_settings(config: Config, work: Path) -> Any:
-    """`trl.SFTConfig` from `sft.trainer`; raises UserError where it refuses a value."""
+    """`trl.SFTConfig` from `sft.trainer`; raises UserError where it, or packing, refuses a value."""
     from trl import SFTConfig
 
+    check_packing(config)
     try:
         return SFTConfig(
             output_dir=str(work / CHECKPOINTS),
@@ -65,6 +67,11 @@ def _encoded(config: Config, tokenizer: Any, rows: Product, split: str) -> list[
     found = read_rows(rows.file(f"{split}.jsonl"))
     if not found:
         raise UserError(f"{rows.file(f'{split}.jsonl')}: no rows; sft needs some to train on and to validate with")
+    if bare := [row for row in found if not row.completion]:
+        raise UserError(
+            f"{bare[0].source}: row {bare[0].id} has no completion to imitate, like {len(bare) - 1:,} others; "
+            "rows with an answer alone are there to be reinforced"
+        )
     return mask.encode(tokenizer, found, template_switches(config.model), config.sft.loss)
 
 
@@ -102,6 +109,10 @@ def build_trainer(config: Config, settings: Any, tokenizer: Any, examples: dict[
         split: Dataset.from_dict({"input_ids": [e.input_ids for e in found], "labels": [e.labels for e in found]})
         for split, found in examples.items()
     }
+    if settings.packing:
+        data = {split: pack(rows, settings.max_length) for split, rows in data.items()}
+        # The trainer would pack the sequences again, a thousand at a time.
+        settings.dataset_kwargs = {**(settings.dataset_kwargs or {}), "skip_prepare_dataset": True}
     patience = config.sft.early_stopping_patience
     trainer = SFTTrainer(
         model=load_base(config.model, config.adapter, config.compute),
@@ -115,6 +126,8 @@ def build_trainer(config: Config, settings: Any, tokenizer: Any, examples: dict[
     if starts_from_quantization_error(config.adapter):
         fit_quantization_error(trainer.model, config.model)
     counts = check_attached(trainer.model, config.adapter, config.model)
+    if settings.packing:
+        check_apart(trainer)
     say(f"  {config.adapter.name}: {counts['trainable_parameters']:,} parameters to train")
     return trainer
 
@@ -134,7 +147,9 @@ def _fit(config: Config, trainer: Any, work: Path, run: Run) -> Any:
     if changes_base(config.adapter):
         save_start(trainer.model, work / START)
     args = trainer.args
-    rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    rows_per_step = round(
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * rows_per_sequence(trainer.train_dataset)
+    )
     return fit(
         trainer,
         lambda values, step: run.metrics(finite({f"sft/{name}": v for name, v in values.items()}), step),

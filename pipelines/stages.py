@@ -1,4 +1,4 @@
-"""The stages, what each reads, and how one is run: reused where nothing changed, else made and published."""
+"""The stages, what each reads, what decides its product and where that goes."""
 
 import importlib
 from collections.abc import Mapping
@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import product as products
-from pipelines.config.compose import as_yaml
 from pipelines.config.paths import PROJECT, resolve
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
 from pipelines.product import Product
-from pipelines.progress import say
-from pipelines.tracking.run import Run, find_finished, flatten, started
 from pipelines.tracking.source import code_digest
 
 FINGERPRINT_LENGTH = 12
@@ -58,38 +55,6 @@ STAGES = {
         Stage("promote", "decision", ("gate", "promote"), {"version": "package"}, instead="model"),
     )
 }
-
-
-def run_stage(stage: Stage, config: Config, inputs: dict[str, Product]) -> Product:
-    """The stage's product: found where an equal one was made, else made in a run of its own."""
-    fingerprint = fingerprint_of(stage, config, inputs)
-    folder = place(stage, config, fingerprint)
-    found = _reusable(stage, config, folder) if config.reuse else None
-    if found:
-        say(f"{stage.name}: reused from run {found.run_id} ({_shown(folder)})")
-        with started(stage.name, {"stage": stage.name, "reused_from": found.run_id}):
-            return found
-    say(f"{stage.name}: started")
-    work = products.partial(folder)
-    if not config.reuse:
-        products.discard(work)
-    with started(stage.name, {"stage": stage.name, "fingerprint": fingerprint}) as run:
-        made = _make(stage, config, inputs, work, run)
-        made_by = {"run_id": run.id, "stage": stage.name, "fingerprint": fingerprint}
-        product = products.publish(work, folder, stage.kind, made_by, made)
-        run.tags({"product.kind": product.kind, "product.digest": product.digest, "product.folder": folder})
-        run.file(product.file(products.MANIFEST))
-    say(f"{stage.name}: done, {_shown(folder)} (run {run.id})")
-    return product
-
-
-def _make(stage: Stage, config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
-    run.params(flatten({"seed": config.seed, **config.model_dump(include=set(stage.blocks))}))
-    run.data(as_yaml(config), "config.yaml")
-    run.tags({f"input.{name}": given.digest for name, given in inputs.items()})
-    with run.system_metrics(config.tracking.system_metrics):
-        made: dict[str, Any] = stage.module.run(config, inputs, work, run)
-    return made
 
 
 def fingerprint_of(stage: Stage, config: Config, inputs: Mapping[str, Product]) -> str:
@@ -150,20 +115,3 @@ def _input(stage: Stage, config: Config, name: str, maker: str) -> Product:
             f"run `python -m pipelines {maker}` with the same overrides first{option}"
         )
     return products.load(folder)
-
-
-def _reusable(stage: Stage, config: Config, folder: Path) -> Product | None:
-    """The product in `folder` if it is whole, its run ended well, and the world outside still agrees."""
-    if not (folder / products.MANIFEST).exists():
-        return None
-    try:
-        found = products.load(folder)
-    except UserError as error:
-        say(f"{stage.name}: made anew, because {error}")
-        return None
-    current = getattr(stage.module, "is_current", None)
-    return found if find_finished(found.run_id) and (current is None or current(config, found)) else None
-
-
-def _shown(folder: Path) -> str:
-    return str(folder.relative_to(resolve("."))) if folder.is_relative_to(resolve(".")) else str(folder)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines import product as products
 from pipelines.config.paths import PROJECT
-from pipelines.policy.chat import render
+from pipelines.policy.template import render
 from tests.conftest import World
 
 SHIPPED = "model.id=data/models/tiny"  # random weights learn too little to be told from noise

@@ -18,11 +18,12 @@ from omegaconf.errors import OmegaConfBaseException
 from pipelines.config.defaults import check_defaults
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.paths import CONF
-from pipelines.config.schema import Config
-from pipelines.config.validate import check_schema, valid_keys, validate
+from pipelines.config.schema import Config, SourceFields
+from pipelines.config.validate import check_unresolved, valid_keys, validate
 from pipelines.errors import UserError
 
-STAGE_FILES = ("prepare", "sft", "evaluate", "package", "promote")
+BLOCK_FILES = ("source", "prepare", "sft", "evaluate", "package", "promote")
+_SOURCE_FIELD = re.compile(r"task\.sources\.[^.=]+\.(\w+)=")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def as_yaml(config: Config) -> str:
 
 def compose(overrides: Sequence[str], conf: Path = CONF) -> Composed:
     """Composes the folder `conf` with the overrides and validates the result. Raises UserError."""
+    given = tuple(overrides)
+    overrides = [_of_source(text) for text in given]
     parsed = _parse(overrides)
     _check_given(parsed, conf)
     try:
@@ -57,7 +60,13 @@ def compose(overrides: Sequence[str], conf: Path = CONF) -> Composed:
     # A plain ValueError is how Hydra refuses a malformed `defaults` list.
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
         raise UserError(_explain(error, parsed, conf)) from None
-    return Composed(validate(container, origin), tuple(overrides))
+    return Composed(validate(container, origin), given)
+
+
+def _of_source(text: str) -> str:
+    """A field of a source may be given whether its file gives it or leaves it to `conf/source.yaml`."""
+    found = _SOURCE_FIELD.match(text)
+    return f"++{text}" if found and found[1] in SourceFields.model_fields else text
 
 
 def _hydra(overrides: Sequence[str], conf: Path) -> Any:
@@ -89,7 +98,7 @@ def _resolved(cfg: Any, origin: Callable[[str], str]) -> dict[str, Any]:
         return _mapping(OmegaConf.to_container(cfg, resolve=True))
     except OmegaConfBaseException as error:
         # What an interpolation can't find is most likely a mistyped name, which the schema tells better.
-        check_schema(plain, origin)
+        check_unresolved(plain, origin)
         reason = str(error).splitlines()[0]
         raise UserError(f"{error.full_key}: {reason} (in {origin(str(error.full_key))})") from None
 
@@ -158,7 +167,7 @@ def _sets(file: Path, key: str) -> bool:
 def _file(root: str, choices: dict[str, str]) -> str:
     if root in choices:
         return f"conf/{root}/{choices[root]}.yaml"
-    return f"conf/{root}.yaml" if root in STAGE_FILES else "conf/config.yaml"
+    return f"conf/{root}.yaml" if root in BLOCK_FILES else "conf/config.yaml"
 
 
 def _explain(error: Exception, overrides: list[Override], conf: Path) -> str:

@@ -1,6 +1,6 @@
 """The composed mapping, checked: a `Config`, or one readable line for each mistake."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -8,7 +8,7 @@ from pydantic_core import ErrorDetails
 
 from pipelines.config import upstream
 from pipelines.config.nearest import did_you_mean, nearest
-from pipelines.config.schema import Config
+from pipelines.config.schema import Block, Config, SourceFields
 from pipelines.errors import UserError
 
 Origin = Callable[[str], str]
@@ -83,9 +83,48 @@ def validate(container: Mapping[str, Any], origin: Origin) -> Config:
 def check_schema(container: Mapping[str, Any], origin: Origin) -> Config:
     """The mapping as a `Config`, its settings for trl and peft unread. Raises UserError like `validate`."""
     try:
-        return Config.model_validate(container)
+        _SourceFile.model_validate({"source": container.get("source", {})})
+        return Config.model_validate(_complete_sources(container))
     except ValidationError as error:
         raise UserError("\n".join(_lines(error, origin))) from None
+
+
+def check_unresolved(container: Mapping[str, Any], origin: Origin) -> None:
+    """Raises UserError for what is wrong beside the references, such as `${model.learning_rate}`, that lead nowhere."""
+    try:
+        Config.model_validate(_complete_sources(container))
+    except ValidationError as error:
+        items = [item for item in error.errors() if not _is_reference(item["input"])]
+        problems = [*_lines_of(items, origin), *_trainer_lines(container, origin)]
+        if problems:
+            raise UserError("\n".join(problems)) from None
+
+
+def _trainer_lines(container: Mapping[str, Any], origin: Origin) -> Iterator[str]:
+    trainer = container["sft"].get("trainer", {}) if isinstance(container.get("sft"), Mapping) else {}
+    values = {name: value for name, value in trainer.items() if not _is_reference(value)}
+    yield from _block("sft.trainer", "SFTConfig", values, origin)
+
+
+def _is_reference(value: object) -> bool:
+    return isinstance(value, str) and value.startswith("${")
+
+
+class _SourceFile(Block):
+    """What every source is by default; a mistake in it is told once, not for each source."""
+
+    source: SourceFields
+
+
+def _complete_sources(container: Mapping[str, Any]) -> dict[str, Any]:
+    """Each source of the task over the values of `conf/source.yaml`."""
+    task = container.get("task")
+    sources = task.get("sources") if isinstance(task, Mapping) else None
+    if not isinstance(task, Mapping) or not isinstance(sources, Mapping):
+        return dict(container)
+    defaults = container["source"]
+    merged = {n: {**defaults, **given} if isinstance(given, Mapping) else given for n, given in sources.items()}
+    return {**container, "task": {**task, "sources": merged}}
 
 
 def valid_keys(block: str, config: Mapping[str, Any]) -> list[str]:
@@ -118,17 +157,21 @@ def _schema_at(parts: list[str]) -> type[BaseModel] | None:
 
 def _lines(error: ValidationError, origin: Origin) -> Iterator[str]:
     """One line a mistake; a name that is missing because it was mistyped is told once."""
+    yield from _lines_of(error.errors(), origin)
+
+
+def _lines_of(items: Sequence[ErrorDetails], origin: Origin) -> Iterator[str]:
     mistakes: dict[str, list[ErrorDetails]] = {}
     guesses = set()
     # Unknown names first: they explain what is missing.
-    for item in sorted(error.errors(), key=lambda item: item["type"] != "extra_forbidden"):
+    for item in sorted(items, key=lambda item: item["type"] != "extra_forbidden"):
         mistakes.setdefault(_dotted(item["loc"]), []).append(item)
         if item["type"] == "extra_forbidden":
             block, name = _split(item["loc"])
             guesses.add(f"{block}.{nearest(name, valid_keys(block, {}))}".lstrip("."))
-    for path, items in mistakes.items():
-        if items[0]["type"] != "missing" or path not in guesses:
-            yield f"{path}: {_union_reason(items)} (in {origin(path)})"
+    for path, found in mistakes.items():
+        if found[0]["type"] != "missing" or path not in guesses:
+            yield f"{path}: {_union_reason(found)} (in {origin(path)})"
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:

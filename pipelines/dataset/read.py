@@ -1,239 +1,145 @@
-"""A task's source files as records that know their line; every defect found is gathered."""
+"""Any source as records that know their place; every defect of a source is gathered, none ends the reading."""
 
-import csv
-import json
-import re
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from pipelines.config.nearest import did_you_mean
-from pipelines.config.paths import resolve
 from pipelines.config.schema import Source
-from pipelines.dataset.clinc150 import walk
-from pipelines.dataset.defects import Defects
+from pipelines.dataset.clinc150 import clinc150_records
+from pipelines.dataset.defects import Defects, Place
+from pipelines.dataset.delimited import DELIMITERS, delimited_records
+from pipelines.dataset.files import COMPRESSIONS, FORMATS, Found, Unreadable, check, find, format_of, opened
+from pipelines.dataset.hub import hub_commit, hub_records
+from pipelines.dataset.json_files import json_records, jsonl_records
+from pipelines.dataset.lines import Text
+from pipelines.dataset.prepared import split_files
+from pipelines.dataset.record import Record, wanted_columns
+from pipelines.dataset.sql import sql_records
+from pipelines.dataset.tables import table_records
+from pipelines.product import digest_of, file_hash
 
-UTF8_MARK = b"\xef\xbb\xbf"
-UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_KINDS = {
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    type(None): "null",
-    list: "a list",
-    dict: "an object",
-}
-
-Fields = tuple[int, Mapping[str, Any]]
+__all__ = ["Record", "content_digest", "read_source", "source_files"]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One record of a source: `label` is what the file says, `answer` what its row will say."""
+def read_source(source: Source, defects: Defects, max_line_bytes: int, name: str = "query") -> Iterator[Record]:
+    """The records that are whole, in the source's order, as they are read; what is wrong goes to `defects`.
 
-    line: int
-    prompt: str
-    answer: str
-    label: str
-
-
-def read_source(source: Source, defects: Defects) -> Iterator[Record]:
-    """The records that are whole, in the file's order; what is wrong goes to `defects`.
-
-    The prompt stays as it is; answer and label lose surrounding white space.
+    `name` stands for an SQL source in its places. Raises UserError where the configuration of a database, a Hub
+    data set, an experiment or a product is wrong, Unreachable where a service doesn't answer.
     """
-    path = resolve(source.path)
-    if (reason := _unreadable(path)) is not None:
-        defects.add(source.path, None, reason)
-        return
-    reader = _Reader(source, defects)
-    found = False
-    with path.open("rb") as file:
-        for line, fields in reader.fields(file):
-            found = True
-            if (record := reader.record(line, fields)) is not None:
-                yield record
-    if not found and not reader.faulty:
-        defects.add(source.path, None, "holds no record")
+    if source.kind == "path":
+        yield from _path_records(source, defects, max_line_bytes)
+    elif source.kind == "hub":
+        yield from hub_records(source, defects)
+    elif source.kind == "sql":
+        yield from sql_records(source, defects, name)
+    elif source.kind == "rows":
+        for part, found in split_files(source).items():
+            yield from _file_records(found, partial(_jsonl, part, max_line_bytes), defects)
+    else:
+        from pipelines.tracking.traces import trace_records
+
+        yield from trace_records(source, defects)
 
 
-def _unreadable(path: Path) -> str | None:
-    """Why the file can't be read at all, or None."""
+def source_files(source: Source) -> list[Path]:
+    """The files that a `path` or `rows` source reads, sorted; none of any other, or where there is none."""
+    return [found.path for found in _found(source)]
+
+
+def content_digest(source: Source) -> str | None:
+    """What the source holds, in one word; None where that is known only after reading, or nothing can be read.
+
+    Of one file its sha256, of several a digest over their relative names and sha256s, of a Hub data set its
+    commit. Raises UserError and Unreachable as `read_source` does.
+    """
+    if source.kind == "hub":
+        return hub_commit(source)
+    hashes = {}
     try:
-        if path.is_dir():
-            return "is a folder, expected a file"
-        if not stat.S_ISREG(path.stat().st_mode):
-            return "is no regular file"
-        with path.open("rb") as file:
-            start = file.read(2)
-    except FileNotFoundError:
-        return f"no such file (looked for {path})"
-    except OSError as error:
-        return f"can't be read: {error.strerror}"
-    if start in UTF16_MARKS:
-        return "is UTF-16, expected UTF-8"
-    return None if start else "is empty"
+        for file in _found(source):
+            check(file.path)
+            hashes[file.name] = file_hash(file.path)
+    except Unreadable:  # reading tells which file and why
+        return None
+    return next(iter(hashes.values())) if len(hashes) == 1 else digest_of(hashes) if hashes else None
 
 
-class _Reader:
-    """One source being read; `faulty` once a defect was found in it."""
+def _found(source: Source) -> list[Found]:
+    if source.kind == "rows":
+        return sorted(split_files(source).values(), key=lambda found: found.name)
+    try:
+        return find(source.path, source.format) if source.path is not None else []
+    except Unreadable:
+        return []
 
-    def __init__(self, source: Source, defects: Defects) -> None:
-        self.source = source
-        self.faulty = False
-        self._defects = defects
-        self._label = "intent" if source.format == "clinc150" else source.answer
-        self._names = list(dict.fromkeys(n for n in (source.prompt, source.answer, self._label) if n))
 
-    def fields(self, file: BinaryIO) -> Iterator[Fields]:
-        """(line, fields) of every record that has the shape of its format."""
-        return {"csv": self._csv, "jsonl": self._jsonl, "clinc150": self._clinc150}[self.source.format](file)
+def _path_records(source: Source, defects: Defects, max_line_bytes: int) -> Iterator[Record]:
+    path = str(source.path)
+    try:
+        files = find(path, source.format)
+    except Unreadable as error:
+        defects.add(Place(path), str(error))
+        return
+    for found in files:
+        yield from _file_records(found, partial(_read, source, max_line_bytes), defects)
 
-    def record(self, line: int, fields: Mapping[str, Any]) -> Record | None:
-        """The record, or None and its defects."""
-        reasons = [reason for name in self._names if (reason := self._not_text(fields, name)) is not None]
-        for reason in reasons:
-            self._add(line, reason)
-        if reasons:
-            return None
-        constant = self.source.constant_answer or ""
-        answer = fields[self.source.answer].strip() if self.source.answer else constant
-        label = fields[self._label].strip() if self._label else constant
-        return Record(line, fields[self.source.prompt], answer, label)
 
-    def _add(self, line: int | None, reason: str) -> None:
+def _file_records(found: Found, read: "partial[Iterator[Record]]", defects: Defects) -> Iterator[Record]:
+    """The records of a file; one that can't be read, or holds nothing at all, is a defect."""
+    watched, empty = _Watched(defects), True
+    try:
+        check(found.path)
+        for record in read(found, watched):
+            empty = False
+            yield record
+    except Unreadable as error:
+        defects.add(Place(found.shown), str(error))
+    else:
+        if empty and not watched.faulty:
+            defects.add(Place(found.shown), "holds no record")
+
+
+class _Watched(Defects):
+    """Passes defects on and knows whether there was one, be it one that an earlier source had as well."""
+
+    def __init__(self, defects: Defects) -> None:
+        self._defects, self.faulty = defects, False
+
+    def add(
+        self, place: Place, reason: str, hint: Callable[[], str] | None = None, raw: Callable[[], Any] | None = None
+    ) -> None:
         self.faulty = True
-        self._defects.add(self.source.path, line, reason)
+        self._defects.add(place, reason, hint, raw)
 
-    def _lines(self, file: BinaryIO) -> Iterator[str]:
-        """Lines as text; what is not UTF-8 or NUL is reported and replaced, so that reading goes on."""
-        offset = 0
-        for number, line in enumerate(file, start=1):
-            body = line.removeprefix(UTF8_MARK) if number == 1 else line
-            offset += len(line) - len(body)
-            if (nul := body.find(b"\0")) >= 0:
-                self._add(number, f"NUL byte at byte {offset + nul} of the file")
-                body = body.replace(b"\0", b"?")
-            try:
-                yield body.decode("utf-8")
-            except UnicodeDecodeError as error:
-                at, value = offset + error.start, body[error.start]
-                self._add(number, f"not UTF-8: byte 0x{value:02x} at byte {at} of the file")
-                yield body.decode("utf-8", "replace")
-            offset += len(body)
 
-    def _csv(self, file: BinaryIO) -> Iterator[Fields]:
-        """Comma-separated with a header, as RFC 4180 says; a line is where its record starts."""
-        records = self._csv_records(file)
-        line, header = next(records, (1, []))
-        usable = self._check_header(line, header)
-        for line, values in records:
-            if len(values) != len(header):
-                fields = f"{len(values)} field" + ("s" if len(values) > 1 else "")
-                self._add(line, f"{fields}, the header has {len(header)}")
-            elif usable:
-                yield line, dict(zip(header, values, strict=True))
-
-    def _csv_records(self, file: BinaryIO) -> Iterator[tuple[int, list[str]]]:
-        reader = csv.reader(self._lines(file), strict=True)
-        while True:
-            line = reader.line_num + 1
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                self._add(line, _csv_reason(error))
-            else:
-                if values:
-                    yield line, values
-
-    def _check_header(self, line: int, header: list[str]) -> bool:
-        """Whether the header names each wanted column, once."""
-        columns = f"the header has {', '.join(map(repr, header)) or 'nothing'}"
-        missing = [name for name in self._names if name not in header]
-        for name in missing:
-            self._add(line, f"no column {name!r}; {columns}{self._meant(name, header)}")
-        twice = sorted({name for name in self._names if header.count(name) > 1})
-        for name in twice:
-            self._add(line, f"column {name!r} occurs {header.count(name)} times")
-        return not missing and not twice
-
-    def _meant(self, name: str, held: Iterable[str]) -> str:
-        return did_you_mean(name, set(held).difference(self._names))
-
-    def _not_text(self, fields: Mapping[str, Any], name: str) -> str | None:
-        """Why the field is no usable text, or None."""
-        if name not in fields:
-            return f"no field {name!r}{self._meant(name, fields)}"
-        value = fields[name]
-        if not isinstance(value, str):
-            return f"{name!r} is {_kind(value)}, expected text"
-        if not value.strip():
-            return f"{name!r} is empty"
-        if lone := _SURROGATE.search(value):
-            return f"{name!r} holds a lone surrogate U+{ord(lone.group()):04X}"
-        return f"{name!r} holds a NUL character" if "\0" in value else None
-
-    def _jsonl(self, file: BinaryIO) -> Iterator[Fields]:
-        for line, text in enumerate(self._lines(file), start=1):
-            if not text.strip():
-                continue
-            try:
-                record = json.loads(text.rstrip("\r\n"), object_pairs_hook=_unique)
-            except (ValueError, RecursionError) as error:
-                self._add(line, _json_reason(error))
-                continue
-            if isinstance(record, dict):
-                yield line, record
-            else:
-                self._add(line, f"is {_kind(record)}, expected an object")
-
-    def _clinc150(self, file: BinaryIO) -> Iterator[Fields]:
-        """Records with the fields `query` and `intent` of the selected parts."""
-        wanted = self.source.parts or []
-        held = set()
-        try:
-            for part, line, pair in walk("".join(self._lines(file)), wanted):
-                held.add(part)
-                if part not in wanted:
-                    continue
-                if isinstance(pair, list) and len(pair) == 2:
-                    yield line, {"query": pair[0], "intent": pair[1]}
-                else:
-                    self._add(line, "expected a pair [query, intent]")
-        except (ValueError, RecursionError) as error:
-            self._add(getattr(error, "lineno", None), _json_reason(error))
+def _read(source: Source, max_line_bytes: int, found: Found, defects: Defects) -> Iterator[Record]:
+    format = _format(source, found)
+    wanted = wanted_columns(source)
+    if format in {"parquet", "arrow"}:
+        yield from table_records(found.path, found.shown, format, wanted, defects)
+        return
+    with opened(found.path) as file:
+        text = Text(file, found.shown, defects, max_line_bytes)
+        if format in DELIMITERS:
+            yield from delimited_records(text, format, wanted)
+        elif format == "clinc150":
+            yield from clinc150_records(text, source.parts or [])
         else:
-            for part in sorted(set(wanted) - held):
-                self._add(None, f"no pairs in part {part!r}{did_you_mean(part, held)}")
+            yield from (jsonl_records if format == "jsonl" else json_records)(text)
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"key {twice[0]!r} occurs more than once in an object")
-    return record
+def _jsonl(part: str, max_line_bytes: int, found: Found, defects: Defects) -> Iterator[Record]:
+    with opened(found.path) as file:
+        for record in jsonl_records(Text(file, found.shown, defects, max_line_bytes)):
+            yield Record(record.place, record.fields, part)
 
 
-def _kind(value: Any) -> str:
-    return _KINDS.get(type(value), "text")
-
-
-def _csv_reason(error: csv.Error) -> str:
-    known = {
-        "unexpected end of data": "a quote that opens here is never closed",
-        "',' expected after '\"'": "text after a closing quote; a quote inside a field is doubled",
-    }
-    return known.get(str(error), f"not CSV: {error}")
-
-
-def _json_reason(error: ValueError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return f"not JSON: {error.msg} at column {error.colno}"
-    return "not JSON: nested too deeply" if isinstance(error, RecursionError) else str(error)
+def _format(source: Source, found: Found) -> str:
+    """Raises Unreadable where the ending tells nothing."""
+    format = format_of(found.path) if source.format == "auto" else source.format
+    if format is None:
+        known = f"{' '.join(FORMATS)}, each also with {' '.join(COMPRESSIONS)}"
+        raise Unreadable(f"has an unknown ending; set format, or use one of {known}")
+    return format

@@ -1,6 +1,6 @@
 """The one record that every trainer and every evaluation reads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -11,9 +11,10 @@ Message = dict[str, Any]
 class Row:
     """One prompt with its reference completion; code that knows a data set ends here.
 
-    `prompt` and `completion` are chat messages, `answer` is what `verify` compares with, `label`
-    the class for stratified splits and slices, `source` reads `file:line`, `group` names what
-    must not be parted by a split.
+    `prompt` and `completion` are chat messages (a row that is only there to be answered has no completion),
+    `answer` is what `verify` compares with, `label` the class for stratified splits and slices ("" for none),
+    `source` reads `file:line`, `group` names what must not be parted by a split, `rejected` is the answer that
+    a preference pair's completion is better than.
     """
 
     id: str
@@ -25,11 +26,25 @@ class Row:
     source: str
     group: str
     tools: list[dict[str, Any]] | None = None
+    rejected: list[Message] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name; the messages are shared, not copied."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """The fields by name, `rejected` only where there is one; the messages are shared, not copied."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.rejected is None:
+            del found["rejected"]
+        return found
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         return cls(**record)
+
+
+def question(prompt: Sequence[Message]) -> str:
+    """What a prompt asks: the text of its user's turns."""
+    return "\n".join(text_of(message) for message in prompt if message["role"] == "user")
+
+
+def text_of(message: Message) -> str:
+    """The message's text; a call of a tool may come without one."""
+    return str(message.get("content") or "")

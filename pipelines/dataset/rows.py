@@ -12,7 +12,8 @@ from pipelines.errors import DataError
 
 _REQUIRED = {field.name for field in fields(Row) if field.default is MISSING}
 _KNOWN = {field.name for field in fields(Row)}
-_TEXTS = ("id", "task", "answer", "label", "source", "group")
+_TEXTS = ("id", "task", "source", "group")
+_MAY_BE_EMPTY = ("answer", "label")
 
 
 def line_of(row: Row) -> str:
@@ -44,10 +45,15 @@ def read_rows(path: Path) -> list[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
-                rows.append(_row(json.loads(line.decode("utf-8"))))
+                rows.append(row_of(line.decode("utf-8")))
             except ValueError as error:
                 raise DataError(f"{path}:{number}: {error}") from error
     return rows
+
+
+def row_of(line: str | bytes) -> Row:
+    """The row that a line holds. Raises ValueError where it holds none."""
+    return _row(json.loads(line))
 
 
 def _row(record: Any) -> Row:
@@ -58,11 +64,11 @@ def _row(record: Any) -> Row:
         raise ValueError(f"a row has {', '.join(missing)}")
     if unknown := sorted(record.keys() - _KNOWN):
         raise ValueError(f"a row has no {', '.join(unknown)}")
-    for name in _TEXTS:
-        if not isinstance(record[name], str) or not record[name]:
+    for name in (*_TEXTS, *_MAY_BE_EMPTY):
+        if not isinstance(record[name], str) or not (record[name] or name in _MAY_BE_EMPTY):
             raise ValueError(f"{name} is {record[name]!r}, expected text")
-    for name in ("prompt", "completion"):
-        if not _are_messages(record[name]):
+    for name in ("prompt", "completion", "rejected"):
+        if name in record and not _are_messages(record[name], may_be_empty=name == "completion"):
             raise ValueError(f"{name} is no list of messages with role and content")
     tools = record.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
@@ -70,8 +76,8 @@ def _row(record: Any) -> Row:
     return Row.from_dict(record)
 
 
-def _are_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_is_message(item) for item in value)
+def _are_messages(value: Any, may_be_empty: bool) -> bool:
+    return isinstance(value, list) and (bool(value) or may_be_empty) and all(_is_message(item) for item in value)
 
 
 def _is_message(item: Any) -> bool:

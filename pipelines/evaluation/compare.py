@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binomtest
 
-from pipelines.evaluation.interval import CONFIDENCE, Interval
+from pipelines.interval import CONFIDENCE, Interval
 
 POWER = 0.8
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipelines.dataset.row import Row
 from pipelines.evaluation.answer import Answer, aligned
-from pipelines.evaluation.interval import Interval, wilson
+from pipelines.interval import Interval, wilson
 
 OTHER = "other label"
 UNREAD = "no label read"

@@ -1,23 +1,19 @@
 """PNG pictures of the scores; matplotlib is imported inside, because a score needs none of it."""
 
-import io
-import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipelines.drawing import figure, png, wrapped
 from pipelines.evaluation.evidence import ADAPTER, Evidence
 from pipelines.evaluation.intents import Confusion, Intent, confusion
-from pipelines.evaluation.interval import Interval
+from pipelines.interval import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.container import BarContainer
-    from matplotlib.figure import Figure
 
-DPI = 110
-LINE_WIDTH = 28
 COLORS = ("#8d99a6", "#1f5fa8")
 
 
@@ -38,29 +34,29 @@ def confusion_map(table: Confusion, title: str) -> bytes:
     A cell shows its count (none for 0) and is coloured by its share of the row.
     """
     counts = table.counts
-    figure = _figure(5.0 + 0.45 * counts.shape[1], 3.6 + 0.45 * counts.shape[0])
-    axes = figure.add_subplot()
+    drawn = figure(5.0 + 0.45 * counts.shape[1], 3.6 + 0.45 * counts.shape[0])
+    axes = drawn.add_subplot()
     sizes = counts.sum(axis=1)
     shares = counts / np.maximum(sizes, 1)[:, None]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i, j in np.argwhere(counts):
         color = "white" if shares[i, j] > 0.55 else "black"
         axes.text(j, i, str(counts[i, j]), ha="center", va="center", color=color, fontsize=9)
-    true = [f"{_wrapped(label)} (n={size})" for label, size in zip(table.labels, sizes, strict=True)]
-    _label_cells(axes, true, [_wrapped(name) for name in table.columns])
+    true = [f"{wrapped(label)} (n={size})" for label, size in zip(table.labels, sizes, strict=True)]
+    _label_cells(axes, true, [wrapped(name) for name in table.columns])
     axes.set_title(f"{title} (n={counts.sum()})", parse_math=False, pad=10)
-    figure.colorbar(image, ax=axes, label="share of the true label's rows", shrink=0.8)
-    return _png(figure)
+    drawn.colorbar(image, ax=axes, label="share of the true label's rows", shrink=0.8)
+    return png(drawn)
 
 
 def accuracy_bars(intents: Sequence[Intent], title: str) -> bytes:
     """PNG of horizontal bars: two subjects' accuracy in % with its 95 % interval, one pair per intent."""
-    figure = _figure(7.8, 1.8 + 0.66 * len(intents))
-    axes = figure.add_subplot()
+    drawn = figure(7.8, 1.8 + 0.66 * len(intents))
+    axes = drawn.add_subplot()
     for subject, color, offset in zip(intents[0].results, COLORS, (-0.2, 0.2), strict=True):
         accuracies = [intent.results[subject].accuracy for intent in intents]
         _bars(axes, accuracies, offset, color).set_label(subject)
-    names = [f"{_wrapped(intent.label)} (n={intent.num_rows})" for intent in intents]
+    names = [f"{wrapped(intent.label)} (n={intent.num_rows})" for intent in intents]
     axes.set_yticks(range(len(intents)), names, parse_math=False)
     axes.set_ylim(len(intents) - 0.5, -0.5)
     axes.set_xlim(0, 100)
@@ -68,9 +64,9 @@ def accuracy_bars(intents: Sequence[Intent], title: str) -> bytes:
     axes.grid(axis="x", color="#dddddd")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, parse_math=False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
-    return _png(figure)
+    drawn.suptitle(title, parse_math=False)
+    drawn.legend(loc="outside lower center", ncols=2, frameon=False)
+    return png(drawn)
 
 
 def _bars(axes: "Axes", accuracies: Sequence[Interval], offset: float, color: str) -> "BarContainer":
@@ -94,26 +90,3 @@ def _label_cells(axes: "Axes", true: Sequence[str], answered: Sequence[str]) -> 
     axes.axvline(len(true) - 0.5, color="black", linewidth=1)
     axes.set_xlabel("answered")
     axes.set_ylabel("true label")
-
-
-def _wrapped(name: str) -> str:
-    """The name over several lines, broken at underscores and spaces where it is long."""
-    lines = textwrap.wrap(name.replace("_", "_ "), LINE_WIDTH, max_lines=3, placeholder=" …")
-    return "\n".join(line.replace("_ ", "_") for line in lines)
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
-    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: "Figure") -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return buffer.getvalue()

@@ -11,7 +11,7 @@ from pipelines.evaluation import compare, score
 from pipelines.evaluation.answer import query
 from pipelines.evaluation.compare import Comparison
 from pipelines.evaluation.evidence import ADAPTER, BASE, Evidence
-from pipelines.evaluation.interval import Interval
+from pipelines.interval import Interval
 
 # Each rate with what it is a share of; the report prints that many rows beside it.
 RATES = {

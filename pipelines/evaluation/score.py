@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pipelines.dataset.row import Row
 from pipelines.evaluation.answer import Answer, aligned
-from pipelines.evaluation.interval import wilson
+from pipelines.interval import wilson
 
 DEFINITIONS: dict[str, str] = {
     "accuracy": "Share of the in-scope rows whose answer the task's verifier accepts.",

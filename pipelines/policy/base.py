@@ -1,19 +1,29 @@
 """Base models: pinned to a revision, then loaded from exactly that."""
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.paths import resolve
 from pipelines.config.schema import Adapter, Compute, Model
-from pipelines.errors import Unreachable, UserError
-from pipelines.policy.chat import ends_of
+from pipelines.errors import UserError
+from pipelines.hub import commit_of
+from pipelines.policy.template import ends_of
 from pipelines.product import digest_of, folder_files
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 LOCAL = "sha256:"
 WEIGHTS = (".safetensors", ".json", ".jinja", ".txt", ".model")
+GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
+# (architecture, class that tokenizer_config.json names) -> class that AutoTokenizer takes.
+LIGHT = {(kind, name): "PreTrainedTokenizerFast" for kind in ("qwen3", "qwen3_moe", "llama") for name in GENERIC} | {
+    (kind, name): "Qwen2Tokenizer"
+    for kind in ("qwen2", "qwen3", "qwen3_moe")
+    for name in ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+}
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -28,7 +38,9 @@ def pin(model: Model) -> Model:
         return model.model_copy(update={"revision": LOCAL + content_hash(folder)})
     if model.revision and COMMIT.fullmatch(model.revision):
         return model
-    return model.model_copy(update={"revision": _hub_commit(model)})
+    return model.model_copy(
+        update={"revision": commit_of("model", model.id, model.revision, "model.id", "model.revision")}
+    )
 
 
 def local_folder(model: Model) -> Path | None:
@@ -53,28 +65,6 @@ def content_hash(folder: Path) -> str:
     return digest_of(files)
 
 
-def _hub_commit(model: Model) -> str:
-    from httpx2 import HTTPError
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        info = HfApi().model_info(model.id, revision=model.revision, timeout=20)
-    except RepositoryNotFoundError:
-        raise UserError(f"model.id: the Hub has no model {model.id!r}, or it needs a login") from None
-    except RevisionNotFoundError:
-        raise UserError(f"model.revision: {model.id} has no revision {model.revision!r}") from None
-    except (HfHubHTTPError, HTTPError, OSError) as error:
-        raise Unreachable(f"model.id: can't ask the Hub for {model.id}: {_first_line(error)}") from None
-    if not info.sha:
-        raise UserError(f"model.revision: the Hub names no commit for {model.id}@{model.revision}")
-    return str(info.sha)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def source(model: Model) -> dict[str, Any]:
     """The arguments that make a `from_pretrained` call load the pinned files."""
     folder = local_folder(model)
@@ -88,6 +78,40 @@ def load_tokenizer(model: Model) -> Any:
     return _tokenizer(model.id, source(model))
 
 
+def load_template_tokenizer(model: Model) -> Any:
+    """A tokenizer to render and count tokens with, as `load_tokenizer`'s, without importing torch where it can.
+
+    AutoTokenizer imports torch; which class it would take is certain for the architectures in `LIGHT`.
+    """
+    where = source(model)
+    settings = _json_file(where, "tokenizer_config.json")
+    declared = (_json_file(where, "config.json").get("model_type"), settings.get("tokenizer_class"))
+    if declared not in LIGHT or "auto_map" in settings or not _file(where, "tokenizer.json"):
+        return load_tokenizer(model)
+    import transformers
+
+    return _checked(getattr(transformers, LIGHT[declared]).from_pretrained(**where), model.id)
+
+
+def _json_file(where: Mapping[str, Any], name: str) -> dict[str, Any]:
+    path = _file(where, name)
+    found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    return found
+
+
+def _file(where: Mapping[str, Any], name: str) -> str | None:
+    """The path of a model's file, from its folder or the Hub; None where it has none of that name."""
+    from transformers.utils import cached_file
+
+    found: str | None = cached_file(
+        where["pretrained_model_name_or_path"],
+        name,
+        revision=where.get("revision"),
+        _raise_exceptions_for_missing_entries=False,
+    )
+    return found
+
+
 def load_tokenizer_from(adapter: Path) -> Any:
     """The tokenizer and chat template that an adapter was trained with."""
     return _tokenizer(str(adapter), {"pretrained_model_name_or_path": str(adapter), "trust_remote_code": False})
@@ -96,7 +120,10 @@ def load_tokenizer_from(adapter: Path) -> Any:
 def _tokenizer(name: str, where: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(**where)
+    return _checked(AutoTokenizer.from_pretrained(**where), name)
+
+
+def _checked(tokenizer: Any, name: str) -> Any:
     if not tokenizer.chat_template:
         raise UserError(f"model.id: the tokenizer of {name} has no chat template; use an instruct model")
     if tokenizer.pad_token is None:

@@ -1,18 +1,16 @@
-"""The one way a conversation becomes tokens and tokens become an answer.
+"""The one way tokens become an answer.
 
-Training, evaluation and the registered model all go through here, so what was scored is what is served. The
-package travels with every registered version, this file with it.
+Evaluation and the registered model both go through here, so what was scored is what is served. The package
+travels with every registered version, this file with it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-ROWS_AT_ONCE = 512  # the tokenizer keeps kilobytes beside each row of a batch
-
-Messages = Sequence[Mapping[str, Any]]
+from pipelines.policy.template import ends_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,30 +22,19 @@ class Generated:
     finished: bool
 
 
-def render(
-    tokenizer: Any,
-    conversations: Sequence[Messages],
-    tools: Sequence[Sequence[Mapping[str, Any]] | None],
-    template: Mapping[str, Any],
-    prompt: bool,
-) -> list[list[int]]:
-    """Token ids of whole conversations through the model's own chat template.
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How answers are made: greedily, or, with a temperature, as samples of a seed."""
 
-    `template` holds the template's switches (such as `enable_thinking`); with `prompt` the text ends where the
-    assistant's answer begins.
-    """
-    texts = [
-        tokenizer.apply_chat_template(
-            list(messages), tools=offered, tokenize=False, add_generation_prompt=prompt, **template
-        )
-        for messages, offered in zip(conversations, tools, strict=True)
-    ]
-    ids: list[list[int]] = []
-    for start in range(0, len(texts), ROWS_AT_ONCE):
-        # The template writes every special token itself.
-        batch = tokenizer(texts[start : start + ROWS_AT_ONCE], add_special_tokens=False, return_attention_mask=False)
-        ids += batch["input_ids"]
-    return ids
+    max_new_tokens: int
+    temperature: float | None = None
+    seed: int = 0
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments of transformers' `generate`; nothing is cut off the distribution that is sampled."""
+        if self.temperature is None:
+            return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": 1.0, "top_k": 0}
 
 
 @torch.inference_mode()
@@ -55,22 +42,24 @@ def generate(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    decoding: Decoding,
     batch_size: int,
     done: Callable[[int], None] = lambda count: None,
 ) -> list[Generated]:
-    """Greedy answers in the order of the prompts; the longest prompts go first and share batches."""
+    """Answers in the order of the prompts; the longest prompts go first and share batches."""
+    if decoding.temperature is not None:
+        torch.manual_seed(decoding.seed)
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     answers: dict[int, Generated] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        tokens = _batch(model, tokenizer, [prompts[i] for i in batch], max_new_tokens)
+        tokens = _batch(model, tokenizer, [prompts[i] for i in batch], decoding)
         answers.update(zip(batch, (_answer(model, tokenizer, row) for row in tokens), strict=True))
         done(len(batch))
     return [answers[i] for i in range(len(prompts))]
 
 
-def _batch(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+def _batch(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding) -> list[list[int]]:
     """The new tokens of one left-padded batch."""
     width = max(len(prompt) for prompt in prompts)
     pad = tokenizer.pad_token_id
@@ -79,11 +68,8 @@ def _batch(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new
     made = model.generate(
         input_ids=ids,
         attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
+        max_new_tokens=decoding.max_new_tokens,
+        **decoding.settings(),
         pad_token_id=pad,
         eos_token_id=ends_of(model.generation_config, tokenizer),
     )
@@ -96,10 +82,3 @@ def _answer(model: Any, tokenizer: Any, tokens: list[int]) -> Generated:
     kept = tokens if stop is None else tokens[:stop]
     text = tokenizer.decode(kept, skip_special_tokens=True)
     return Generated(text, len(kept) + (stop is not None), stop is not None)
-
-
-def ends_of(settings: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends a turn: those of the generation settings, and the tokenizer's own."""
-    listed = settings.eos_token_id
-    listed = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
-    return sorted({*listed, tokenizer.eos_token_id} - {None})

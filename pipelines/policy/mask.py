@@ -1,15 +1,18 @@
 """Rows -> tokens and labels, and the audit of what will be trained before the first step."""
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.dataset.row import Row
-from pipelines.errors import UserError
-from pipelines.policy.chat import ROWS_AT_ONCE, render
+from pipelines.errors import DataError, UserError
+from pipelines.policy.pieces import Encoded, PieceTokenizer
+from pipelines.policy.template import ROWS_AT_ONCE, Ranges, marked_texts, texts
 
 IGNORED = -100
+MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 SHOWN_IDS = 20
 
 
@@ -22,50 +25,93 @@ class Example:
     labels: list[int]
     prompt_length: int
     prompt_is_prefix: bool
+    prompt_answers: bool = False  # the prompt holds answers of the assistant, which `assistant` learns as well
 
 
 def encode(tokenizer: Any, rows: Sequence[Row], template: Mapping[str, Any], loss: str) -> list[Example]:
     """Tokens and labels of every row.
 
     `loss` is "completion" (all that follows the prompt is learned) or "assistant" (what the chat template marks
-    with `{% generation %}`). Raises UserError where the template has no such marks.
+    with `{% generation %}`). Raises UserError where the template has no such marks, DataError with the row where
+    the template refuses its messages.
     """
-    batches = (rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE))
-    return [example for batch in batches for example in _encode(tokenizer, batch, template, loss)]
+    from jinja2 import TemplateError
+
+    pieces = PieceTokenizer(tokenizer)
+    if loss == "assistant":
+        _check_marks(pieces, rows)
+    examples: list[Example] = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        batch = rows[start : start + ROWS_AT_ONCE]
+        try:
+            examples += _encode(pieces, batch, template, loss)
+        except TemplateError as error:
+            raise _refused(tokenizer, batch, template) or error from None
+    return examples
 
 
-def _encode(tokenizer: Any, rows: Sequence[Row], template: Mapping[str, Any], loss: str) -> list[Example]:
-    tools = [row.tools for row in rows]
-    prompts = render(tokenizer, [row.prompt for row in rows], tools, template, prompt=True)
-    wholes = render(tokenizer, [[*row.prompt, *row.completion] for row in rows], tools, template, prompt=False)
-    masks = _generated(tokenizer, rows, template) if loss == "assistant" else [None] * len(rows)
-    return [_example(*parts) for parts in zip(rows, prompts, wholes, masks, strict=True)]
+def _check_marks(pieces: PieceTokenizer, rows: Sequence[Row]) -> None:
+    for tools in (None, next((row.tools for row in rows if row.tools), None)):
+        if not MARK.search(pieces.tokenizer.get_chat_template(None, tools)):
+            raise UserError("sft.loss: assistant needs a chat template with {% generation %} marks; use completion")
+    if not pieces.tokenizer.is_fast:
+        raise UserError("sft.loss: assistant needs a tokenizer that tells where tokens lie; use completion")
 
 
-def _example(row: Row, prompt: list[int], whole: list[int], generated: list[int] | None) -> Example:
-    shared = _common_prefix(prompt, whole)
-    learned = generated or [int(i >= shared) for i in range(len(whole))]
-    labels = [token if learn else IGNORED for token, learn in zip(whole, learned, strict=True)]
-    return Example(row.id, whole, labels, shared, shared == len(prompt))
+def _encode(pieces: PieceTokenizer, rows: Sequence[Row], template: Mapping[str, Any], loss: str) -> list[Example]:
+    tokenizer, tools = pieces.tokenizer, [row.tools for row in rows]
+    conversations = [[*row.prompt, *row.completion] for row in rows]
+    ranges: list[Ranges | None] = [None] * len(rows)
+    if loss == "assistant":
+        marked = marked_texts(tokenizer, conversations, tools, template)
+        wholes, ranges = [text for text, _ in marked], [found for _, found in marked]
+    else:
+        wholes = texts(tokenizer, conversations, tools, template, prompt=False)
+    prompts = texts(tokenizer, [row.prompt for row in rows], tools, template, prompt=True)
+    return [_example(pieces, *parts) for parts in zip(rows, prompts, wholes, ranges, strict=True)]
+
+
+def _example(pieces: PieceTokenizer, row: Row, prompt: str, text: str, generated: Ranges | None) -> Example:
+    whole = pieces.encode(text)
+    shared, tail = pieces.tail(prompt, text, whole)
+    same = _common_prefix(tail, whole.ids[shared : shared + len(tail)])
+    start = shared + same
+    learned = [(start, len(whole.ids))] if generated is None else _learned(whole, generated)
+    labels = [IGNORED] * len(whole.ids)
+    for first, end in learned:
+        labels[first:end] = whole.ids[first:end]
+    answers = generated is not None and any(message["role"] == "assistant" for message in row.prompt)
+    return Example(row.id, whole.ids, labels, start, same == len(tail), answers)
+
+
+def _learned(whole: Encoded, generated: Ranges) -> Ranges:
+    """Ranges of tokens for ranges of characters, as transformers' `return_assistant_tokens_mask` has them."""
+    found: Ranges = []
+    for start, end in generated:
+        if not end:  # an empty turn that opens the text, where transformers fails
+            continue
+        first, last = whole.token_at(start), whole.token_at(end - 1)
+        if first is None:
+            break
+        found.append((first, last + 1 if last else len(whole.ids)))
+    return found
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _generated(tokenizer: Any, rows: Sequence[Row], template: Mapping[str, Any]) -> list[list[int]]:
-    if "{% generation" not in tokenizer.chat_template.replace("{%-", "{%"):
-        raise UserError("sft.loss: assistant needs a chat template with {% generation %} marks; use completion")
-    return [
-        tokenizer.apply_chat_template(
-            [*row.prompt, *row.completion],
-            tools=row.tools,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            **template,
-        )["assistant_masks"]
-        for row in rows
-    ]
+def _refused(tokenizer: Any, rows: Sequence[Row], template: Mapping[str, Any]) -> DataError | None:
+    """The first row of a batch that the template refuses, and what it says."""
+    from jinja2 import TemplateError
+
+    for row in rows:
+        try:
+            texts(tokenizer, [row.prompt], [row.tools], template, prompt=True)
+            texts(tokenizer, [[*row.prompt, *row.completion]], [row.tools], template, prompt=False)
+        except TemplateError as error:
+            return DataError(f"{row.source}: row {row.id}: the model's chat template refuses it: {error}")
+    return None
 
 
 @dataclass(frozen=True)
@@ -119,11 +165,15 @@ def audit(examples: Sequence[Example], max_length: int | None, ends: Sequence[in
         num_trained=sum(learned),
         nothing_trained=[e.row_id for (e, _), count in zip(pairs, learned, strict=True) if not count],
         end_untrained=[e.row_id for e in examples if not set(ends) & set(e.labels)],
-        prompt_trained=[e.row_id for e, labels in pairs if any(t != IGNORED for t in labels[: e.prompt_length])],
+        prompt_trained=[e.row_id for e, labels in pairs if not e.prompt_answers and _prompt_learned(e, labels)],
         prompt_changed=[e.row_id for e in examples if not e.prompt_is_prefix],
         truncated=[e.row_id for e, labels in pairs if len(labels) < len(e.labels) and any_learned_cut(e, labels)],
         lengths=[len(e.input_ids) for e in examples],
     )
+
+
+def _prompt_learned(example: Example, labels: Sequence[int]) -> bool:
+    return any(label != IGNORED for label in labels[: example.prompt_length])
 
 
 def any_learned_cut(example: Example, labels: Sequence[int]) -> bool:
@@ -138,7 +188,7 @@ def _some(ids: Sequence[str]) -> str:
 
 def examples_page(tokenizer: Any, examples: Sequence[Example], count: int) -> str:
     """HTML that shows the first rows token by token, what is learned marked."""
-    shown = "".join(_example_html(tokenizer, example) for example in examples[:count])
+    shown = examples_html(tokenizer, examples[:count])
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>Loss mask</title>"
         "<meta name=viewport content='width=device-width'><style>"
@@ -148,6 +198,11 @@ def examples_page(tokenizer: Any, examples: Sequence[Example], count: int) -> st
         "<h1>Loss mask</h1><p>Marked tokens are trained; the others are read only. A dotted line under each token "
         f"shows where it ends. {min(count, len(examples))} of {len(examples)} rows.</p>{shown}"
     )
+
+
+def examples_html(tokenizer: Any, examples: Sequence[Example]) -> str:
+    """The rows token by token, what is learned in `mark`: a part of a page."""
+    return "".join(_example_html(tokenizer, example) for example in examples)
 
 
 def _example_html(tokenizer: Any, example: Example) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.schema import Task
 from pipelines.errors import UserError
-from pipelines.tasks import label
+from pipelines.tasks import label, text
 from pipelines.tasks.verdict import Verdict, Verify
 
-__all__ = ["VERIFIERS", "Verdict", "Verify", "resolve_verify"]
+__all__ = ["UNJUDGED", "VERIFIERS", "Verdict", "Verify", "resolve_verify"]
 
-VERIFIERS: dict[str, Callable[[Task], Verify]] = {"label": label.verifier}
+VERIFIERS: dict[str, Callable[[Task], Verify]] = {"label": label.verifier, "exact": text.exact, "number": text.number}
+UNJUDGED = "none"  # rows that no program can judge: nothing checks their answers, and evaluate refuses them
 
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -23,6 +24,8 @@ def resolve_verify(task: Task) -> Verify:
     Such a function takes (completion, row) and returns a Verdict. Raises UserError for a name that
     leads to none.
     """
+    if task.verify == UNJUDGED:
+        raise UserError(f"task.verify: {task.name} has no verifier; set one of {', '.join(VERIFIERS)} or a function")
     if task.verify in VERIFIERS:
         return VERIFIERS[task.verify](task)
     if not _OWN.fullmatch(task.verify):

@@ -1,43 +1,18 @@
-"""From a task's source records to its rows."""
+"""From what a record says to a row of the task."""
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from pipelines.config.nearest import did_you_mean
-from pipelines.config.schema import Source, Task
-from pipelines.dataset.defects import Defects
-from pipelines.dataset.overlap import normalised
-from pipelines.dataset.read import Record, read_source
-from pipelines.dataset.row import Message, Row
-from pipelines.dataset.split import sample
+from pipelines.config.schema import Task
+from pipelines.dataset.defects import Place
+from pipelines.dataset.row import Message, Row, question, text_of
+from pipelines.dataset.shapes import Draft
 from pipelines.errors import UserError
 from pipelines.tasks.label import known_labels
 from pipelines.tasks.verdict import Verdict, Verify
-
-
-@dataclass(frozen=True, slots=True)
-class SourceRows:
-    """The rows kept of one source, and how many records were read."""
-
-    source: Source
-    num_read: int
-    rows: list[Row]
-
-
-def build_rows(task: Task, seed: int, defects: Defects) -> dict[str, SourceRows]:
-    """The rows of every source by its name; what is wrong in the files goes to `defects`.
-
-    Rows are made in the order of the sources' names, so ids depend on no other order. Raises
-    UserError where the task itself contradicts its labels.
-    """
-    labels = known_labels(task)
-    _check_task(task, labels)
-    maker = _Maker(task, system_messages(task.instruction, labels))
-    return {name: _read(maker, task.sources[name], labels, seed, defects) for name in sorted(task.sources)}
 
 
 def system_messages(instruction: str | None, labels: list[str] | None) -> list[Message]:
@@ -49,83 +24,98 @@ def system_messages(instruction: str | None, labels: list[str] | None) -> list[M
     return [{"role": "system", "content": instruction.replace("{labels}", "\n".join(labels or []))}]
 
 
-def check_gold(rows: Iterable[Row], verify: Verify, name: str, defects: Defects) -> None:
-    """A row whose own answer doesn't pass the task's verify is a defect of its source."""
-    for row in rows:
-        verdict = verify(row.completion[-1]["content"], row)
-        if not isinstance(verdict, Verdict):
-            raise UserError(f"task.verify: {name} returned {verdict!r}, expected a Verdict")
-        if not verdict.correct:
-            path, _, line = row.source.rpartition(":")
-            defects.add(path, int(line), f"its own answer {row.answer!r} doesn't pass verify {name}")
+class Maker:
+    """Makes the rows of a task. Raises UserError where the task itself contradicts its labels."""
 
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.labels = known_labels(task)
+        self.system = system_messages(task.instruction, self.labels)
+        self._known = None if self.labels is None else frozenset(self.labels)
+        self._has_labels = task.verify == "label" or self.labels is not None
+        _check_constants(task, self.labels)
 
-@dataclass
-class _Maker:
-    """Makes rows of records and numbers those that are identical."""
-
-    task: Task
-    system: list[Message]
-    seen: Counter[str] = field(default_factory=Counter)
-
-    def row(self, record: Record, path: str) -> Row:
-        identity = [self.task.name, record.prompt, record.answer, path]
-        ordinal = self.seen[key := json.dumps(identity)]
-        self.seen[key] += 1
+    def row(self, draft: Draft, place: Place) -> Row:
+        """The draft as a row; its id depends on task, prompt, completion and path, not on the line."""
+        prompt = draft.prompt if draft.prompt[0]["role"] == "system" else [*self.system, *draft.prompt]
+        identity = _identity(self.task.name, draft.prompt, draft.completion, draft.answer, place.path)
+        label = draft.label if draft.label is not None else draft.answer if self._has_labels else ""
+        group = draft.group if draft.group is not None else " ".join(question(draft.prompt).casefold().split())
         return Row(
-            id=_short_hash(json.dumps([*identity, ordinal])),
+            id=short_hash(json.dumps([*identity, 0])),
             task=self.task.name,
-            prompt=[*self.system, {"role": "user", "content": record.prompt}],
-            completion=[{"role": "assistant", "content": record.answer}],
-            answer=record.answer,
-            label=record.answer,
-            source=f"{path}:{record.line}",
-            group=_short_hash(normalised(record.prompt)),
+            prompt=prompt,
+            completion=draft.completion,
+            answer=draft.answer,
+            label=label,
+            source=str(place),
+            group=short_hash(group),
+            tools=draft.tools,
+            rejected=draft.rejected,
         )
 
+    def numbered(self, row: Row, ordinal: int) -> str:
+        """The id of a row that is identical with `ordinal` others before it."""
+        asked = [message for message in row.prompt if message not in self.system]
+        identity = _identity(self.task.name, asked, row.completion, row.answer, row.source.rpartition(":")[0])
+        return short_hash(json.dumps([*identity, ordinal]))
 
-def _short_hash(text: str) -> str:
+    def unknown_label(self, row: Row) -> str | None:
+        """What is wrong with an answer that is none of the task's labels; None where it is one, or any may be."""
+        return f"no label {row.answer!r}" if self._known is not None and row.answer not in self._known else None
+
+    def nearest_label(self, answer: str) -> str:
+        return did_you_mean(answer, self.labels or [])
+
+
+def _identity(task: str, prompt: list[Message], completion: list[Message], answer: str, path: str) -> list[str]:
+    """What tells a row from all others. A question with its bare answer keeps the short form of old."""
+    if len(prompt) == 1 and (not completion or (len(completion) == 1 and text_of(completion[0]) == answer)):
+        return [task, text_of(prompt[0]), answer, path]
+    return [task, json.dumps([prompt, completion], sort_keys=True), answer, path]
+
+
+def short_hash(text: str) -> str:
+    """The first 64 bits of the text's sha256, in hex."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read(maker: _Maker, source: Source, labels: list[str] | None, seed: int, defects: Defects) -> SourceRows:
-    records = list(read_source(source, defects))
-    kept = [record for record in records if record.label not in source.exclude]
-    _check_exclude(source, records, defects)
-    if labels is not None:
-        _check_answers(source, kept, labels, defects)
-    rows = [maker.row(record, source.path) for record in kept]
-    if source.limit is not None:
-        rows = sample(rows, source.limit, seed)
-    return SourceRows(source, len(records), rows)
+@dataclass(frozen=True)
+class Gold:
+    """Asks a task's verify about its rows' own answers."""
+
+    verify: Verify
+    name: str
+
+    def problem(self, row: Row) -> str | None:
+        """Why the row's own answer isn't right; None where it is. Raises UserError for what is no Verdict."""
+        own = text_of(row.completion[-1]) if row.completion else row.answer
+        verdict = self.verify(own, row)
+        if not isinstance(verdict, Verdict):
+            raise UserError(f"task.verify: {self.name} returned {verdict!r}, expected a Verdict")
+        if verdict.correct:
+            return None
+        shown = own if len(own) <= 80 else f"{own[:80]}..."
+        return f"its own answer {shown!r} doesn't pass verify {self.name}"
 
 
-def _check_exclude(source: Source, records: list[Record], defects: Defects) -> None:
-    """A label to leave out that no record has is a mistyped one."""
-    held = {record.label for record in records}
-    for label in source.exclude if held else []:
-        if label not in held:
-            reason = f"exclude: no record has the label {label!r}"
-            defects.add(source.path, None, reason, partial(did_you_mean, label, held))
-
-
-def _check_answers(source: Source, records: list[Record], labels: list[str], defects: Defects) -> None:
-    known = frozenset(labels)
-    for record in records:
-        if record.answer not in known:
-            hint = partial(did_you_mean, record.answer, labels)
-            defects.add(source.path, record.line, f"no label {record.answer!r}", hint)
-
-
-def _check_task(task: Task, labels: list[str] | None) -> None:
-    """Raises UserError where a split has no source or a constant answer is no label."""
+def check_splits(task: Task, carved: bool) -> None:
+    """Raises UserError where no source gives rows to train on, or, unless they are carved out, to hold out."""
     splits = {source.split for source in task.sources.values()}
-    for split in ("train", "heldout"):
+    for split in ("train",) if carved else ("train", "heldout"):
         if split not in splits:
             raise UserError(f"task.sources: no source has split: {split}")
-    for name, source in task.sources.items():
-        constant = source.constant_answer
-        if constant is not None and labels is not None and constant not in labels:
+
+
+def _check_constants(task: Task, labels: list[str] | None) -> None:
+    for name, constant in _constants(task):
+        if labels is not None and constant not in labels:
             raise UserError(
                 f"task.sources.{name}.constant_answer: no label {constant!r}{did_you_mean(constant, labels)}"
             )
+
+
+def _constants(task: Task) -> Iterator[tuple[str, str]]:
+    for name, source in task.sources.items():
+        if source.constant_answer is not None:
+            yield name, source.constant_answer

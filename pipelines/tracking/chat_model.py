@@ -12,13 +12,17 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+from mlflow.entities import SpanType
+from mlflow.entities.trace_location import MlflowExperimentLocation
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from pipelines.config.schema import Adapter, Compute, Model
 from pipelines.errors import UserError
 from pipelines.policy import base as base_models
-from pipelines.policy.chat import Generated, generate, render
+from pipelines.policy.chat import Decoding, Generated, generate
+from pipelines.policy.template import render
 from pipelines.product import load as load_product
+from pipelines.tracking.traces import TRACES
 
 BASE_FOLDER = "TUNESMITH_BASE_MODEL"  # where the base's files lie on this machine, if not where they were
 
@@ -48,17 +52,27 @@ class ChatAdapter(PythonModel):
         self.max_new_tokens = settings["max_new_tokens"]
         self.name = settings["name"]
         self.lock = threading.Lock()
+        self.traces = _destination(os.environ.get(TRACES))
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> Any:
         """One chat completion for each record; a single one comes bare, as chat clients expect."""
         records = model_input.to_dict("records")
-        answers = [self._complete({str(name): value for name, value in record.items()}) for record in records]
+        answers = [self._answer({str(name): value for name, value in record.items()}) for record in records]
         return answers[0] if len(answers) == 1 else answers
 
-    def _complete(self, record: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, record: dict[str, Any]) -> dict[str, Any]:
         given = {name: value for name, value in record.items() if not _absent(value)}
+        if self.traces is None:
+            return self._complete(given)
+        with mlflow.start_span("chat", SpanType.CHAT_MODEL, trace_destination=self.traces) as span:
+            span.set_inputs(given)
+            answer = self._complete(given)
+            span.set_outputs(answer)
+        return answer
+
+    def _complete(self, given: dict[str, Any]) -> dict[str, Any]:
         if given.get("temperature", 0.0) != 0.0:
             raise mlflow.exceptions.MlflowException.invalid_parameter_value(
                 f"temperature: expected 0 (answers are greedy, as evaluated), got {given['temperature']}"
@@ -67,7 +81,7 @@ class ChatAdapter(PythonModel):
         prompt = render(self.tokenizer, [messages], [given.get("tools")], self.template, prompt=True)
         limit = int(given.get("max_tokens", self.max_new_tokens))
         with self.lock:
-            answer = generate(self.model, self.tokenizer, prompt, limit, batch_size=1)[0]
+            answer = generate(self.model, self.tokenizer, prompt, Decoding(limit), batch_size=1)[0]
         return self._response(answer, len(prompt[0]))
 
     def _response(self, answer: Generated, prompt_tokens: int) -> dict[str, Any]:
@@ -89,6 +103,15 @@ class ChatAdapter(PythonModel):
                 "total_tokens": prompt_tokens + answer.num_tokens,
             },
         }
+
+
+def _destination(experiment: str | None) -> MlflowExperimentLocation | None:
+    """Where traces go; the experiment is made where the store has none of that name."""
+    if not experiment:
+        return None
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(experiment)
+    return MlflowExperimentLocation(found.experiment_id if found else client.create_experiment(experiment))
 
 
 def _absent(value: object) -> bool:

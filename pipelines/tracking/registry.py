@@ -1,7 +1,8 @@
 """Registered versions: written without pickle, found by alias, described by tags."""
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
 from pipelines.config.paths import PROJECT
 from pipelines.errors import UserError
+from pipelines.tracking.traces import TRACES
 
 PACKAGE = PROJECT / "pipelines"
 REQUIRED = ("accelerate", "huggingface_hub", "mlflow", "peft", "pydantic", "safetensors", "torch", "transformers")
@@ -57,11 +59,23 @@ def write_model(
 
 def answer(folder: Path | str, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
     """What a model folder or URI answers to each conversation, loaded as MLflow loads it."""
-    model = mlflow.pyfunc.load_model(str(folder))
+    # Rows that are asked here are no conversations of a deployment's users.
+    with _unset(TRACES):
+        model = mlflow.pyfunc.load_model(str(folder))
     return [
         model.predict({"messages": [dict(message) for message in messages]})["choices"][0]["message"]["content"]
         for messages in conversations
     ]
+
+
+@contextlib.contextmanager
+def _unset(variable: str) -> Iterator[None]:
+    kept = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ[variable] = kept
 
 
 def log_model(run_id: str, name: str, folder: Path, params: Mapping[str, str], metrics: Mapping[str, float]) -> str:

@@ -66,9 +66,9 @@ class Run:
         logged = json.loads(MlflowClient().get_run(self.id).data.tags.get("mlflow.loggedArtifacts", "[]"))
         self.tags({"mlflow.loggedArtifacts": json.dumps([*(e for e in logged if e != entry), entry])})
 
-    def input(self, name: str, path: Path, digest: str, context: str) -> None:
+    def input(self, name: str, place: Path | str, digest: str, context: str) -> None:
         """A data set that this run reads."""
-        dataset = MetaDataset(resolve_dataset_source(str(path)), name=name, digest=digest[:DIGEST_LIMIT])
+        dataset = MetaDataset(resolve_dataset_source(str(place)), name=name, digest=digest[:DIGEST_LIMIT])
         mlflow.log_input(dataset, context=context, tags={"sha256": digest})
 
     @contextlib.contextmanager

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.config.compose import STAGE_FILES, compose
+from pipelines.config.compose import BLOCK_FILES, compose
 from pipelines.config.paths import CONF
 from pipelines.errors import UserError
 
-REQUIRED = {"my_routing": ["task.sources.train.path=train.csv", "task.sources.heldout.path=heldout.csv"]}
+PATHS = ["task.sources.train.path=train.csv", "task.sources.heldout.path=heldout.csv"]
+REQUIRED = {"my_routing": PATHS, "my_conversations": PATHS}
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 
 
@@ -35,8 +36,8 @@ def rewrite(file: Path, old: str, new: str) -> None:
 # --- what is shipped ----------------------------------------------------------------------------
 
 
-def test_every_file_is_a_choice_a_stage_or_the_root() -> None:
-    known = {f"{group}/{name}" for group, name in CHOICES} | set(STAGE_FILES) | {"config"}
+def test_every_file_is_a_choice_a_block_or_the_root() -> None:
+    known = {f"{group}/{name}" for group, name in CHOICES} | set(BLOCK_FILES) | {"config"}
     assert {path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml")} == known
     assert {group for group, _ in CHOICES} == {path.name for path in CONF.iterdir() if path.is_dir()}
 
@@ -232,17 +233,20 @@ def test_a_group_without_a_folder_is_refused_also_with_no_choice(conf: Path) -> 
         ),
         (
             ["task.sources.banking77_train.constant_answer=x"],
-            "task.sources.banking77_train: exactly one of answer and constant_answer must be set",
+            "task.sources.banking77_train: at most one of answer and constant_answer may be set",
         ),
-        (["task.sources.banking77_train.parts=[a]"], "task.sources.banking77_train: parts belongs to format clinc150"),
+        (["task.sources.other_domains.parts=null"], "task.sources.other_domains: format clinc150 needs parts"),
+        (["task.sources.banking77_train.sql=select"], "task.sources.banking77_train: exactly one of path, hub, sql"),
+        (["task.sources.banking77_train.url=x"], "task.sources.banking77_train: url belongs to sql, and only to it"),
+        (["task.sources.new.limit=3"], "task.sources.new: exactly one of path, hub, sql, traces, rows must be set"),
         (
-            [
-                "task.sources.banking77_train.answer=null",
-                "task.sources.banking77_train.constant_answer=x",
-                "task.sources.banking77_train.exclude=[a]",
-            ],
-            "task.sources.banking77_train: exclude names labels, and this source has no answer column",
+            ["task.sources.banking77_train.records=columns", "task.sources.banking77_train.prompt=null"],
+            "task.sources.banking77_train: records: columns needs the name of the prompt's column",
         ),
+        (["prepare.contamination.decisive=5"], "prepare.contamination: decisive: 5 is not among ngrams [13, 8]"),
+        (["prepare.heldout.method=matched"], "prepare.heldout: method: matched needs shares"),
+        (["prepare.heldout.after=2026-01-01"], "prepare.heldout: after belongs to method: time"),
+        (["prepare.pass_rate.low=0.95"], "prepare.pass_rate: low: 0.95 is over high, 0.9"),
         (["+sft.trainer.seed=3"], "sft.trainer.seed: decided by seed, not here"),
         (["+adapter.peft.loftq_config={loftq_bits: 4}"], "adapter.peft.loftq_config: decided by adapter.quantization"),
     ],
@@ -267,3 +271,23 @@ def test_every_mistake_has_its_line() -> None:
         "gate.rules.accuracy.value",
     ]
     assert "model.chat.thinking.value: expected true or false or text, got 3" in said
+
+
+# --- sources ------------------------------------------------------------------------------------
+
+
+def test_a_source_is_what_source_yaml_says_but_for_its_entry() -> None:
+    config = compose(["task=gsm8k", "source.license=none", "task.sources.gsm8k_test.limit=5"]).config
+    train, test = config.task.sources["gsm8k_train"], config.task.sources["gsm8k_test"]
+    assert (train.format, train.split, train.license, train.limit) == ("auto", "train", "MIT", None)
+    assert (test.split, test.limit, config.source.license) == ("heldout", 5, "none")
+
+
+def test_a_mistake_in_source_yaml_is_told_once(conf: Path) -> None:
+    rewrite(conf / "source.yaml", "license: unknown", "licence: unknown")
+    assert refusal(conf=conf) == "source.licence: unknown key; nearest valid name: license (in conf/source.yaml)"
+
+
+def test_a_source_can_be_added_on_the_command_line() -> None:
+    config = compose(["task.sources.more.path=a.csv", "task.sources.more.prompt=text"]).config
+    assert config.task.sources["more"].kind == "path"

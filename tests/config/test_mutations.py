@@ -1,5 +1,6 @@
 """No mistake in a shipped file is composed without a word, and every key of every file is tried."""
 
+import json
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
@@ -9,9 +10,11 @@ import yaml
 from benchmarks.mutations import Mutation, copy, misspell, mutations, run
 from benchmarks.outside import OUTSIDE, pattern_of
 from pipelines.config import upstream
+from pipelines.config.compose import compose
 from pipelines.config.paths import CONF
-from pipelines.config.schema import Config
+from pipelines.config.schema import Config, SourceFields
 from pipelines.config.validate import OWNED
+from pipelines.errors import UserError
 
 ALL = list(mutations())
 # A prime, so that the sample steps through files, keys and kinds alike.
@@ -79,7 +82,34 @@ def test_every_bound_of_upstream_that_is_shipped_has_a_value_outside_it() -> Non
 
 
 def test_every_value_outside_is_tried() -> None:
-    assert {pattern_of(mutation.path) for mutation in ALL if mutation.kind == "outside"} == OUTSIDE.keys()
+    tried = {pattern_of(mutation.path) for mutation in ALL if mutation.kind == "outside"}
+    assert tried | OPTIONAL.keys() == OUTSIDE.keys()
+    assert not tried & OPTIONAL.keys()
+
+
+# Fields that no shipped file sets: a source leaves them to conf/source.yaml, and names of a user's own.
+OPTIONAL = {
+    pattern: pattern.replace("sources.*", "sources.banking77_train").replace("benchmarks.*", "benchmarks.mine")
+    for pattern in (
+        *(f"task.sources.*.{field}" for field in SourceFields.model_fields),
+        "prepare.contamination.benchmarks.*.path",
+        "prepare.contamination.benchmarks.*.fields",
+        "prepare.heldout.shares.*",
+    )
+    if pattern in OUTSIDE and pattern not in {pattern_of(mutation.path) for mutation in ALL}
+}
+
+
+@pytest.mark.parametrize("pattern", OPTIONAL)
+def test_what_no_file_sets_is_refused_on_the_command_line(pattern: str) -> None:
+    path = OPTIONAL[pattern].replace("shares.*", "shares")
+    value = {"a": OUTSIDE[pattern], "b": 0.5} if path.endswith("shares") else OUTSIDE[pattern]
+    plus = "+" if "benchmarks" in path else ""
+    given = f"{plus}{path}={json.dumps(value) if isinstance(value, str | list) else str(value).replace(chr(39), '')}"
+    with pytest.raises(UserError) as caught:
+        compose([given])
+    lines = [line for line in str(caught.value).splitlines() if line.startswith(path)]
+    assert any("expected" in line and line.endswith("(in the command line)") for line in lines), str(caught.value)
 
 
 def test_a_misspelling_is_no_valid_name() -> None:

@@ -50,7 +50,8 @@ def test_the_digest_is_the_hash_of_the_file(tmp_path: Path) -> None:
     ("change", "reason"),
     [
         ({"id": None}, "id is None, expected text"),
-        ({"answer": ""}, "answer is '', expected text"),
+        ({"answer": None}, "answer is None, expected text"),
+        ({"source": ""}, "source is '', expected text"),
         ({"prompt": []}, "prompt is no list of messages"),
         ({"prompt": [{"role": "user"}]}, "prompt is no list of messages"),
         ({"completion": [{"content": "card"}]}, "completion is no list of messages"),
@@ -80,6 +81,14 @@ def test_a_call_of_a_tool_needs_no_content(tmp_path: Path) -> None:
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "look_up"}}]}
     row = Row.from_dict(ROW.as_dict() | {"completion": [call]})
     assert read_rows(write_rows(tmp_path, "train", [row])) == [row]
+
+
+def test_a_row_to_be_answered_and_a_preference_come_back(tmp_path: Path) -> None:
+    asked = Row.from_dict(ROW.as_dict() | {"completion": [], "label": "", "tools": None})
+    better = Row.from_dict(ROW.as_dict() | {"rejected": [{"role": "assistant", "content": "no"}]})
+    path = write_rows(tmp_path, "train", [asked, better])
+    assert read_rows(path) == [asked, better]
+    assert [b"rejected" in line for line in path.read_bytes().splitlines()] == [False, True]
 
 
 def test_no_file_is_an_error(tmp_path: Path) -> None:

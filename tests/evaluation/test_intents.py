@@ -6,7 +6,7 @@ from pipelines.errors import DataError
 from pipelines.evaluation.answer import Answer
 from pipelines.evaluation.evidence import gather
 from pipelines.evaluation.intents import OTHER, UNREAD, confusion, intent_table, worst
-from pipelines.evaluation.interval import wilson
+from pipelines.interval import wilson
 
 DECLINE = "out_of_scope"
 Labelled = tuple[list[Row], dict[str, list[Answer]]]

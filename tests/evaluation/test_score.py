@@ -6,8 +6,8 @@ from scipy.stats import binom
 from pipelines.dataset.row import Row
 from pipelines.errors import DataError
 from pipelines.evaluation.answer import Answer, answers_table
-from pipelines.evaluation.interval import wilson
 from pipelines.evaluation.score import DEFINITIONS, score
+from pipelines.interval import wilson
 
 DECLINE = "out_of_scope"
 Labelled = tuple[list[Row], dict[str, list[Answer]]]

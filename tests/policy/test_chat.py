@@ -7,7 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.config.paths import PROJECT
-from pipelines.policy.chat import Generated, generate, render
+from pipelines.policy.chat import Decoding, Generated, generate
+from pipelines.policy.template import render
 
 QUERIES = [
     "Where is my card?",
@@ -29,7 +30,7 @@ def loaded() -> tuple[Any, Any]:
 def answers(loaded: tuple[Any, Any], queries: list[str], batch_size: int) -> list[Generated]:
     conversations = [[{"role": "user", "content": query}] for query in queries]
     prompts = render(loaded[1], conversations, [None] * len(queries), {}, prompt=True)
-    return generate(*loaded, prompts, max_new_tokens=8, batch_size=batch_size)
+    return generate(*loaded, prompts, Decoding(8), batch_size=batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 16])
@@ -44,7 +45,7 @@ def test_an_answer_stops_at_its_end_token_or_the_limit(loaded: tuple[Any, Any]) 
     (free,) = answers(loaded, QUERIES[:1], 1)
     assert free.finished
     prompt = render(loaded[1], [[{"role": "user", "content": QUERIES[0]}]], [None], {}, prompt=True)
-    (cut,) = generate(*loaded, prompt, max_new_tokens=2, batch_size=1)
+    (cut,) = generate(*loaded, prompt, Decoding(2), batch_size=1)
     assert (cut.num_tokens, cut.finished) == (2, False)
     assert free.text.startswith(cut.text)
     assert free.num_tokens > 2

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+import yaml
 
+from pipelines.config.compose import compose
 from pipelines.config.paths import CONF
 from pipelines.config.schema import Source, Task
 
@@ -13,19 +14,10 @@ MakeTask = Callable[..., Task]
 
 
 def make_source(path: Path, split: str, **changes: Any) -> Source:
-    fields: dict[str, Any] = {
-        "path": str(path),
-        "format": "csv",
-        "split": split,
-        "prompt": "query",
-        "answer": "label",
-        "constant_answer": None,
-        "parts": None,
-        "exclude": [],
-        "limit": None,
-        "license": "CC0-1.0",
-    }
-    return Source(**(fields | changes))
+    """A source as conf/source.yaml completes it."""
+    fields = yaml.safe_load((CONF / "source.yaml").read_text(encoding="utf-8"))
+    given = {"path": str(path), "split": split, "prompt": "query", "answer": "label", "license": "CC0-1.0"}
+    return Source(**(fields | given | changes))
 
 
 @pytest.fixture
@@ -54,7 +46,4 @@ def make_task(tmp_path: Path) -> MakeTask:
 @pytest.fixture(scope="session")
 def support_routing() -> Task:
     """The shipped task, as the launcher composes it."""
-    task = OmegaConf.load(CONF / "task" / "support_routing.yaml")
-    composed = OmegaConf.to_container(OmegaConf.create({"task": task}), resolve=True)
-    assert isinstance(composed, dict)
-    return Task.model_validate(composed["task"])
+    return compose([]).config.task

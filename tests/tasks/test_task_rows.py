@@ -1,119 +1,100 @@
-"""Rows of a task: ids that stay, instructions, selection, and defects with their line."""
+"""Rows of a task: ids that stay, instructions, labels and gold answers."""
 
-import random
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipelines.config.schema import Task
-from pipelines.dataset.defects import Defects
+from pipelines.dataset.defects import Place
 from pipelines.dataset.row import Row
-from pipelines.errors import DataError, UserError
+from pipelines.dataset.shapes import Draft
+from pipelines.errors import UserError
 from pipelines.tasks import Verdict
-from pipelines.tasks.rows import build_rows, check_gold
+from pipelines.tasks.rows import Gold, Maker, check_splits
 
 MakeTask = Callable[..., Task]
-BODY = "".join(f"question {n},{'card' if n % 3 else 'cash'}\n" for n in range(60))
+PLACE = Place("train.csv", 2)
 
 
-def rows_of(task: Task, split: str = "train", seed: int = 1) -> list[Row]:
-    defects = Defects(20)
-    built = build_rows(task, seed, defects)
-    defects.raise_if_any()
-    return built[split].rows
+def draft(prompt: str = "a", answer: str = "card", **more: Any) -> Draft:
+    asked = [{"role": "user", "content": prompt}]
+    return Draft(asked, [{"role": "assistant", "content": answer}], answer=answer, **more)
 
 
-def test_a_record_becomes_a_row(make_task: MakeTask, tmp_path: Path) -> None:
-    row = rows_of(make_task())[0]
+def test_a_draft_becomes_a_row(make_task: MakeTask) -> None:
+    row = Maker(make_task()).row(draft(), PLACE)
     assert row.prompt == [{"role": "user", "content": "a"}]
     assert row.completion == [{"role": "assistant", "content": "card"}]
-    assert (row.task, row.answer, row.label, row.source) == ("toy", "card", "card", f"{tmp_path}/train.csv:2")
+    assert (row.task, row.answer, row.label, row.source) == ("toy", "card", "card", "train.csv:2")
     assert len(row.id) == 16
     assert row.tools is None
 
 
 def test_the_instruction_shows_every_label(make_task: MakeTask) -> None:
-    row = rows_of(make_task(instruction="One {of}:\n{labels}\n!", decline_label="none"))[0]
+    row = Maker(make_task(instruction="One {of}:\n{labels}\n!", decline_label="none")).row(draft(), PLACE)
     assert row.prompt[0] == {"role": "system", "content": "One {of}:\ncard\ncash\nnone\n!"}
     assert [message["role"] for message in row.prompt] == ["system", "user"]
 
 
+def test_a_system_message_of_the_rows_own_stays(make_task: MakeTask) -> None:
+    own = draft()
+    own.prompt.insert(0, {"role": "system", "content": "mine"})
+    row = Maker(make_task(instruction="the task's")).row(own, PLACE)
+    assert [message["content"] for message in row.prompt] == ["mine", "a"]
+
+
 def test_an_instruction_cannot_show_labels_that_are_not_given(make_task: MakeTask) -> None:
     with pytest.raises(UserError, match=r"task\.instruction: {labels}"):
-        rows_of(make_task(instruction="{labels}", labels=None))
+        Maker(make_task(instruction="{labels}", labels=None))
 
 
-def test_ids_do_not_depend_on_the_order_of_lines(make_task: MakeTask) -> None:
-    lines = [*BODY.splitlines(keepends=True), "question 1,card\n", "question 1,card\n"]
-    before = rows_of(make_task({"train": "".join(lines)}))
-    after = rows_of(make_task({"train": "".join(random.Random(0).sample(lines, len(lines)))}))
-    assert {row.id: row.prompt for row in before} == {row.id: row.prompt for row in after}
-    assert len({row.id for row in before}) == 62
+def test_ids_depend_on_what_a_row_says_not_on_its_line(make_task: MakeTask) -> None:
+    maker, other = Maker(make_task()), Maker(make_task(name="other"))
+    row = maker.row(draft(), PLACE)
+    assert row.id == maker.row(draft(), Place("train.csv", 9)).id
+    others = [
+        maker.row(draft("b"), PLACE),
+        maker.row(draft(answer="cash"), PLACE),
+        maker.row(draft(), Place("other.csv", 2)),
+        other.row(draft(), PLACE),
+    ]
+    assert len({row.id, *(each.id for each in others)}) == 5
+    assert len({row.id, *(maker.numbered(row, n) for n in range(1, 4))}) == 4
+    assert maker.numbered(row, 0) == row.id
 
 
-def test_ids_do_not_depend_on_the_order_of_sources(make_task: MakeTask) -> None:
-    task = make_task()
-    sources = task.sources | {"again": task.sources["train"]}
-    turned = dict(reversed(sources.items()))
-    first, second = (
-        build_rows(task.model_copy(update={"sources": given}), 1, Defects(1)) for given in (sources, turned)
-    )
-    assert first == second
-    assert {row.id for row in first["train"].rows}.isdisjoint(row.id for row in first["again"].rows)
-
-
-def test_ids_tell_tasks_prompts_answers_and_files_apart(make_task: MakeTask) -> None:
-    files = {"train": "a,card\na,cash\nb,card\n", "heldout": "a,card\n"}
-    task, other = make_task(files), make_task(files, name="other")
-    ids = [row.id for each in (task, other) for split in ("train", "heldout") for row in rows_of(each, split)]
-    assert len(set(ids)) == 8
+def test_an_instruction_changes_no_id(make_task: MakeTask) -> None:
+    plain, told = (Maker(make_task(instruction=text)) for text in (None, "Route it."))
+    assert plain.row(draft(), PLACE).id == told.row(draft(), PLACE).id
+    assert told.numbered(told.row(draft(), PLACE), 1) == plain.numbered(plain.row(draft(), PLACE), 1)
 
 
 def test_prompts_that_differ_in_case_and_space_form_a_group(make_task: MakeTask) -> None:
-    rows = rows_of(make_task({"train": "Where  IS it,card\n where is it ,card\nwhere is,card\n"}))
-    assert rows[0].group == rows[1].group != rows[2].group
+    maker = Maker(make_task())
+    groups = [maker.row(draft(text), PLACE).group for text in ("Where  IS it", " where is it ", "where is")]
+    assert groups[0] == groups[1] != groups[2]
+    keyed = [maker.row(draft(text, group="customer 7"), PLACE).group for text in ("a", "b")]
+    assert keyed[0] == keyed[1] not in groups
 
 
-def test_limit_keeps_a_seeded_sample(make_task: MakeTask) -> None:
-    task = make_task({"train": BODY}, {"limit": 10})
-    kept = rows_of(task)
-    assert len(kept) == 10
-    assert kept == rows_of(task)
-    assert kept != rows_of(task, seed=2)
-    assert len({row.label for row in kept}) == 2
+def test_a_label_of_its_own_or_the_answer_or_none(make_task: MakeTask) -> None:
+    assert Maker(make_task()).row(draft(label="kind"), PLACE).label == "kind"
+    free = make_task(labels=None, verify="exact")
+    assert Maker(free).row(draft(), PLACE).label == ""
 
 
-def test_excluded_labels_are_left_out(make_task: MakeTask) -> None:
-    task = make_task({"train": BODY, "heldout": BODY}, {"exclude": ["cash"]})
-    built = build_rows(task, 1, Defects(20))["train"]
-    assert (built.num_read, {row.label for row in built.rows}, len(built.rows)) == (60, {"card"}, 40)
-
-
-def test_excluding_a_label_that_no_record_has_is_a_defect(make_task: MakeTask) -> None:
-    with pytest.raises(DataError, match="exclude: no record has the label 'crad'; nearest valid name: card"):
-        rows_of(make_task(sources={"exclude": ["crad"]}))
-
-
-def test_a_mistyped_answer_is_a_defect_with_its_line(make_task: MakeTask, tmp_path: Path) -> None:
-    with pytest.raises(DataError) as error:
-        rows_of(make_task({"train": "a,card\nb,crad\nonly one\n", "heldout": "c,Cash\n"}))
-    assert str(error.value).splitlines() == [
-        f"{tmp_path}/heldout.csv:2: no label 'Cash'; nearest valid name: cash",
-        f"{tmp_path}/train.csv:4: 1 field, the header has 2",
-        f"{tmp_path}/train.csv:3: no label 'crad'; nearest valid name: card",
-        "3 defects in the source files",
-    ]
-
-
-def test_without_labels_any_answer_is_taken(make_task: MakeTask) -> None:
-    assert [row.answer for row in rows_of(make_task({"train": "a,x\nb,y\n"}, labels=None))] == ["x", "y"]
+def test_a_mistyped_answer(make_task: MakeTask) -> None:
+    maker = Maker(make_task())
+    row = maker.row(draft(answer="crad"), PLACE)
+    assert maker.unknown_label(row) == "no label 'crad'"
+    assert maker.nearest_label("crad") == "; nearest valid name: card"
+    assert Maker(make_task(labels=None)).unknown_label(row) is None
 
 
 def test_a_constant_answer_has_to_be_a_label(make_task: MakeTask) -> None:
     with pytest.raises(UserError, match=r"task\.sources\.train\.constant_answer: no label 'crad'; .* card"):
-        rows_of(make_task(sources={"answer": None, "constant_answer": "crad"}))
+        Maker(make_task(sources={"answer": None, "constant_answer": "crad"}))
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
@@ -121,21 +102,29 @@ def test_a_task_needs_rows_to_train_on_and_to_hold_out(make_task: MakeTask, spli
     task = make_task()
     left = {name: source for name, source in task.sources.items() if name != split}
     with pytest.raises(UserError, match=f"no source has split: {split}"):
-        rows_of(task.model_copy(update={"sources": left}))
+        check_splits(task.model_copy(update={"sources": left}), carved=False)
+    check_splits(task, carved=False)
 
 
-def test_a_gold_answer_that_fails_its_verifier_is_a_defect(make_task: MakeTask, tmp_path: Path) -> None:
+def test_where_rows_are_carved_out_none_need_be_given(make_task: MakeTask) -> None:
+    task = make_task()
+    check_splits(task.model_copy(update={"sources": {"train": task.sources["train"]}}), carved=True)
+
+
+def test_a_gold_answer_that_fails_its_verifier(make_task: MakeTask) -> None:
     def only_card(completion: str, row: Row) -> Verdict:
         return Verdict(correct=completion == row.answer == "card", parsed=completion)
 
-    defects = Defects(20)
-    check_gold(rows_of(make_task()), only_card, "my:only_card", defects)
-    with pytest.raises(DataError) as error:
-        defects.raise_if_any()
-    assert str(error.value).splitlines() == [
-        f"{tmp_path}/train.csv:3: its own answer 'cash' doesn't pass verify my:only_card",
-        "1 defect in the source files",
-    ]
+    gold, maker = Gold(only_card, "my:only_card"), Maker(make_task())
+    assert gold.problem(maker.row(draft(), PLACE)) is None
+    said = gold.problem(maker.row(draft(answer="cash"), PLACE))
+    assert said == "its own answer 'cash' doesn't pass verify my:only_card"
+
+
+def test_a_row_without_completion_answers_with_its_answer(make_task: MakeTask) -> None:
+    asked = Draft([{"role": "user", "content": "2 + 2"}], [], answer="4")
+    row = Maker(make_task(labels=None, verify="exact")).row(asked, PLACE)
+    assert Gold(lambda completion, row: Verdict(completion == "4", completion), "v").problem(row) is None
 
 
 def test_a_verifier_has_to_return_a_verdict(make_task: MakeTask) -> None:
@@ -143,4 +132,4 @@ def test_a_verifier_has_to_return_a_verdict(make_task: MakeTask) -> None:
         return completion == row.answer
 
     with pytest.raises(UserError, match="returned True, expected a Verdict"):
-        check_gold(rows_of(make_task()), returns_a_boolean, "my:verify", Defects(20))
+        Gold(returns_a_boolean, "my:verify").problem(Maker(make_task()).row(draft(), PLACE))

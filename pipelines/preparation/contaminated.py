@@ -1,0 +1,190 @@
+"""Rows for training against what they must not have seen: the held-out rows, and benchmark files."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.nearest import did_you_mean
+from pipelines.config.schema import Benchmark, Config, Contamination, Source, SourceFields
+from pipelines.dataset.contamination import Match, NgramIndex
+from pipelines.dataset.defects import Defects
+from pipelines.dataset.near_copy import Near, NearIndex
+from pipelines.dataset.normal import normalised, text_hash
+from pipelines.dataset.read import content_digest, read_source
+from pipelines.dataset.row import question
+from pipelines.dataset.rows import read_rows
+from pipelines.errors import DataError
+from pipelines.preparation.pool import AT_ONCE, Pool
+from pipelines.progress import meter
+
+SHOWN = 10
+HELDOUT = "heldout"
+
+
+@dataclass
+class Against:
+    """What was found against one set of protected texts."""
+
+    num_protected: int
+    ngrams: Counter[str] = field(default_factory=Counter)
+    equal: int = 0
+    near: int = 0
+    removed: int = 0
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Protected:
+    """Protected texts and the indexes over them."""
+
+    def __init__(self, name: str, settings: Contamination, seed: int) -> None:
+        self.name, self.settings = name, settings
+        self.ngrams = NgramIndex(settings.ngrams)
+        self.near = NearIndex(settings.threshold, seed) if settings.near else None
+        self.asked: dict[int, int] = {}
+        self.texts: list[str] = []
+
+    def fill(self, texts: Iterator[str]) -> None:
+        while batch := list(islice(texts, AT_ONCE)):
+            asked = [normalised(text) for text in batch]
+            self.ngrams.add(batch)
+            if self.near is not None:
+                self.near.add(asked)
+            for row, text in enumerate(asked, len(self.texts)):
+                self.asked.setdefault(text_hash(text), row)
+            self.texts += batch
+
+    def found(self, texts: Sequence[str]) -> Iterator[tuple[dict[int, Match], Near | None]]:
+        """Of each text the n-grams that a protected one has as well, and the protected text that it is a copy of."""
+        return zip(self.ngrams.matches(texts), self._copies([normalised(text) for text in texts]), strict=True)
+
+    def _copies(self, asked: Sequence[str]) -> list[Near | None]:
+        if self.near is not None:
+            return self.near.matches(asked)
+        rows = (self.asked.get(text_hash(text)) for text in asked)
+        return [None if row is None else Near(row, 1.0) for row in rows]
+
+
+def check(pool: Pool, config: Config, heldout: Path | None) -> dict[str, Any]:
+    """Counts, lists and, by policy, removes contaminated rows. Raises DataError where the policy is to fail.
+
+    A row counts as contaminated where it shares an n-gram of the decisive size with a protected text, asks the
+    same, or is a near-copy of it; the other n-gram sizes are counted only. `heldout` is a file of held-out rows
+    that takes the place of those in the pool.
+    """
+    settings = config.prepare.contamination
+    protected = [_Protected(name, settings, config.seed) for name in (HELDOUT, *settings.benchmarks)]
+    protected[0].fill(_heldout_texts(pool, heldout))
+    for each in protected[1:]:
+        each.fill(benchmark_texts(settings.benchmarks[each.name], config.source))
+    none = {str(size): 0 for size in settings.ngrams}
+    found = {each.name: Against(len(each.texts), ngrams=Counter(none)) for each in protected}
+    reasons: dict[int, dict[str, Any]] = {}
+    with meter("contamination", int(pool.trains.sum()), "rows") as shown:
+        for rows in pool.batches(pool.trains):
+            records = list(pool.spool.records(rows))
+            texts = [question(record["prompt"]) for record in records]
+            for each in protected:
+                for row, record, hit in zip(rows.tolist(), records, each.found(texts), strict=True):
+                    if any(hit) and (reason := _count(each, found[each.name], record, *hit)):
+                        reasons.setdefault(row, reason)
+            shown.advance(len(rows))
+    _act(pool, settings, reasons)
+    return {
+        "policy": settings.policy,
+        "decisive": settings.decisive,
+        "threshold": settings.threshold,
+        "against": {name: vars(against) for name, against in found.items()},
+    }
+
+
+def _count(
+    each: _Protected, against: Against, record: Mapping[str, Any], ngrams: Mapping[int, Match], near: Near | None
+) -> dict[str, Any] | None:
+    """Counts one row's hits; returns the reason where they decide."""
+    against.ngrams.update(str(size) for size in ngrams)
+    equal = near is not None and normalised(each.texts[near.row]) == normalised(question(record["prompt"]))
+    against.equal += equal
+    against.near += near is not None and not equal
+    example = {"id": record["id"], "source": record["source"], "text": question(record["prompt"])}
+    if near is not None:
+        kind = "equal" if equal else "near-duplicate"
+        example |= {"found": kind, "similarity": round(near.similarity, 3), "protected": each.texts[near.row]}
+    else:
+        size = max(ngrams)
+        match = ngrams[size]
+        example |= {
+            "found": f"{size}-gram",
+            "similarity": None,
+            "match": match.text,
+            "protected": each.texts[match.row],
+        }
+    decides = near is not None or each.settings.decisive in ngrams
+    _show(against, example, decides)
+    if not decides:
+        return None
+    against.removed += each.settings.policy == "remove"
+    return {
+        "reason": f"contamination: {example['found']} of {each.name}",
+        "similarity": example["similarity"],
+        "protected": example["protected"],
+        "match": example.get("match"),
+    }
+
+
+def _show(against: Against, example: dict[str, Any], decides: bool) -> None:
+    """Keeps the first examples, those that decide before the others."""
+    if len(against.examples) == SHOWN and decides:
+        other = next((i for i, shown in enumerate(against.examples) if not shown["decides"]), None)
+        if other is not None:
+            del against.examples[other]
+    if len(against.examples) < SHOWN:
+        against.examples.append({**example, "decides": decides})
+
+
+def _act(pool: Pool, settings: Contamination, reasons: dict[int, dict[str, Any]]) -> None:
+    if settings.policy == "remove":
+        pool.remove("contaminated", reasons)
+    elif settings.policy == "fail" and reasons:
+        rows = sorted(reasons)
+        lines = [
+            f"{record['source']}: {reasons[row]['reason']}: {reasons[row]['match'] or reasons[row]['protected']!r}"
+            for row, record in zip(rows[:SHOWN], pool.spool.records(rows[:SHOWN]), strict=True)
+        ]
+        counted = "1 row for training is" if len(rows) == 1 else f"{len(rows):,} rows for training are"
+        total = f"{counted} contaminated and prepare.contamination.policy is fail"
+        raise DataError("\n".join([*lines, total]))
+
+
+def _heldout_texts(pool: Pool, heldout: Path | None) -> Iterator[str]:
+    if heldout is not None:
+        yield from (question(row.prompt) for row in read_rows(heldout))
+        return
+    for rows in pool.batches(pool.heldout):
+        yield from (question(record["prompt"]) for record in pool.spool.records(rows))
+
+
+def benchmark_source(benchmark: Benchmark, source: SourceFields) -> Source:
+    """A benchmark's file as a source, to be read like one."""
+    given = {"path": benchmark.path, "prompt": benchmark.fields[0], "answer": benchmark.fields[-1]}
+    return Source.model_validate(source.model_dump() | given)
+
+
+def benchmark_texts(benchmark: Benchmark, source: SourceFields) -> Iterator[str]:
+    """The questions of a benchmark file. Raises DataError with every defect of it."""
+    defects = Defects(SHOWN)
+    for record in read_source(benchmark_source(benchmark, source), defects, 2**30):
+        values = [record.fields.get(name) for name in benchmark.fields]
+        for wanted, value in zip(benchmark.fields, values, strict=True):
+            if not isinstance(value, str):
+                guess = did_you_mean(wanted, record.fields)
+                defects.add(record.place, f"no text in field {wanted!r}{'' if wanted in record.fields else guess}")
+        yield " ".join(value for value in values if isinstance(value, str))
+    defects.raise_if_any()
+
+
+def digests(benchmarks: Mapping[str, Benchmark], source: SourceFields) -> dict[str, str | None]:
+    """What each benchmark file holds, in one word."""
+    return {name: content_digest(benchmark_source(benchmark, source)) for name, benchmark in benchmarks.items()}

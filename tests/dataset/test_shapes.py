@@ -1,0 +1,159 @@
+"""Each shape of record becomes the same kind of prompt and completion; none is guessed in silence."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.config.schema import Source
+from pipelines.dataset.shapes import Draft, Malformed, Reader
+
+MakeSource = Callable[..., Source]
+USER = {"role": "user", "content": "Where is my card?"}
+ANSWER = {"role": "assistant", "content": "On its way."}
+CALL = {"name": "track", "arguments": '{"card": "7"}'}
+TOOL = {"name": "track", "parameters": {"type": "object", "properties": {"card": {"type": "string"}}}}
+
+
+@pytest.fixture
+def draft(make_source: MakeSource, tmp_path: Path) -> Callable[..., Draft]:
+    def read(fields: dict[str, Any], **changes: Any) -> Draft:
+        # Without prompt and answer of the shared fixture: the shape is found, or given by `changes`.
+        return Reader(make_source(tmp_path / "a.jsonl", **({"prompt": None, "answer": None} | changes))).read(fields)
+
+    return read
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [USER, ANSWER]},
+        {"prompt": "Where is my card?", "completion": "On its way."},
+        {"prompt": [USER], "completion": [ANSWER], "answer": "not the completion"},
+        {"instruction": "Where is my card?", "input": "", "output": "On its way."},
+        {"conversations": [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": ANSWER["content"]}]},
+        {"prompt": "Where is my card?", "chosen": "On its way.", "rejected": "No idea."},
+        {"chosen": [USER, ANSWER], "rejected": [USER, {"role": "assistant", "content": "No idea."}]},
+    ],
+    ids=["messages", "texts", "sides", "alpaca", "sharegpt", "preference", "whole conversations"],
+)
+def test_one_question_in_every_shape(draft: Callable[..., Draft], fields: dict[str, Any]) -> None:
+    found = draft(fields)
+    assert (found.prompt, found.completion, found.answer) == ([USER], [ANSWER], "On its way.")
+    assert (found.rejected is not None) == ("rejected" in fields)
+
+
+def test_columns(draft: Callable[..., Draft]) -> None:
+    fields = {"q": "Where is my card?", "a": " card_arrival ", "who": "c7", "when": 3, "sys": "Be brief.", "kind": "x"}
+    names = {"prompt": "q", "answer": "a", "group": "who", "time": "when", "system": "sys", "label": "kind"}
+    found = draft(fields, **names)
+    assert found.prompt == [{"role": "system", "content": "Be brief."}, USER]
+    assert found.completion == [{"role": "assistant", "content": "card_arrival"}]
+    assert (found.answer, found.group, found.time, found.label) == ("card_arrival", "c7", "3", "x")
+
+
+def test_a_completion_with_an_answer_of_its_own(draft: Callable[..., Draft]) -> None:
+    found = draft({"q": "2 + 2", "worked": "Four: 4", "a": 4}, prompt="q", completion="worked", answer=None)
+    assert (found.completion[0]["content"], found.answer) == ("Four: 4", "Four: 4")
+    found = draft({"prompt": "2 + 2", "answer": 4})
+    assert (found.completion, found.answer) == ([], "4")
+
+
+def test_alpaca_joins_instruction_and_input(draft: Callable[..., Draft]) -> None:
+    found = draft({"instruction": "Translate.", "input": "Hallo", "output": "Hello", "system": "You translate."})
+    assert [m["content"] for m in found.prompt] == ["You translate.", "Translate.\n\nHallo"]
+
+
+def test_a_conversation_ends_in_the_completion(draft: Callable[..., Draft]) -> None:
+    found = draft({"messages": [USER, ANSWER, {"role": "user", "content": "When?"}, ANSWER]})
+    assert (len(found.prompt), found.completion) == (3, [ANSWER])
+
+
+def test_calls_of_tools_are_one_form(draft: Callable[..., Draft]) -> None:
+    openai = {
+        "tools": [{"type": "function", "function": TOOL}],
+        "messages": [
+            USER,
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "1", "function": {"name": "track", "arguments": '{"card": "7"}'}}],
+            },
+            {"role": "tool", "content": "posted"},
+            ANSWER,
+        ],
+    }
+    sharegpt = {
+        "tools": json.dumps([TOOL]),
+        "conversations": [
+            {"from": "human", "value": USER["content"]},
+            {"from": "function_call", "value": '{"name": "track", "arguments": {"card": "7"}}'},
+            {"from": "observation", "value": "posted"},
+            {"from": "gpt", "value": ANSWER["content"]},
+        ],
+    }
+    for fields in (openai, sharegpt):
+        found = draft(fields)
+        assert found.prompt == [USER]
+        assert found.completion[0]["tool_calls"][0]["function"] == {"name": "track", "arguments": {"card": "7"}}
+        assert [m["role"] for m in found.completion] == ["assistant", "tool", "assistant"]
+        assert found.tools is not None
+
+
+def test_a_shape_is_recognised_once_and_said(make_source: MakeSource, tmp_path: Path) -> None:
+    reader = Reader(make_source(tmp_path / "a.jsonl", prompt=None, answer=None))
+    reader.read({"messages": [USER, ANSWER]})
+    assert (reader.shape, reader.recognised) == ("messages", True)
+    with pytest.raises(Malformed, match="no field 'messages'"):
+        reader.read({"prompt": "a", "completion": "b"})
+    given = Reader(make_source(tmp_path / "a.jsonl", prompt="query", answer="label"))
+    assert (given.shape, given.recognised) == ("columns", False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"text": "a"}, "not recognised by the fields 'text'; set records to one of messages"),
+        ({"messages": [USER, ANSWER], "instruction": "a", "output": "b"}, "fits messages and alpaca by the fields"),
+        ({"messages": [USER]}, "the last message is the user's, expected an answer of the assistant"),
+        ({"messages": "hello"}, "'messages' is text, expected a list of messages"),
+        ({"prompt": "", "completion": "b"}, "'prompt' is empty"),
+        ({"prompt": "a", "completion": 3}, "'completion' is a number, expected text"),
+        ({"prompt": "a", "answer": None}, "'answer' is null, expected text"),
+        ({"prompt": "a", "answer": True}, "'answer' is a boolean, expected text"),
+        ({"instruction": "a", "input": 3, "output": "b"}, "'input' is a number, expected text"),
+        ({"conversations": [{"value": "a"}]}, "turn 1 has no role: no field 'from'"),
+        ({"conversations": [{"from": "humn", "value": "a"}]}, "turn 1 is from 'humn'"),
+        ({"conversations": []}, "'conversations' is empty"),
+        ({"prompt": "a", "chosen": "b", "rejected": "b"}, "'chosen' and 'rejected' are the same"),
+        ({"messages": [USER, ANSWER], "tools": [{"name": "a", "parameters": {"type": "x"}}]}, "are no JSON schema"),
+        ({"messages": [USER, ANSWER], "tools": "[{"}, "'tools' is text that is not JSON"),
+    ],
+)
+def test_what_is_malformed(draft: Callable[..., Draft], fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Malformed) as error:
+        draft(fields)
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"label": "a"}, "no field 'query'"),
+        ({"query": 3, "label": "a"}, "'query' is a number, expected text"),
+        ({"query": "\ud800", "label": "a"}, "'query' holds a lone surrogate U+D800"),
+        ({"query": "a\0", "label": "a"}, "'query' holds a NUL character"),
+        ({"query": "a", "label": "  "}, "'label' is empty"),
+        ({"query": "a", "label": {}}, "'label' is an object, expected text"),
+    ],
+)
+def test_columns_that_hold_no_text(make_source: MakeSource, tmp_path: Path, fields: Any, reason: str) -> None:
+    with pytest.raises(Malformed, match=reason.replace("+", r"\+")):
+        Reader(make_source(tmp_path / "a.csv", prompt="query", answer="label")).read(fields)
+
+
+def test_every_fault_of_a_record_is_told(make_source: MakeSource, tmp_path: Path) -> None:
+    with pytest.raises(Malformed) as error:
+        Reader(make_source(tmp_path / "a.csv", prompt="query", answer="label")).read({"query": "", "label": 3})
+    assert error.value.reasons == ("'query' is empty", "'label' is a number, expected text")
