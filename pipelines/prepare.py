@@ -110,7 +110,7 @@ def prepare(config: Config, work: Path) -> dict[str, Any]:
     _check_rows(pool, found)
     digests = parts.write(pool, work, config)
     summary = summarise(config, taken, pool, found, digests)
-    for name in (intake.REMOVED, intake.QUARANTINE):
+    for name in (intake.REMOVED, intake.QUARANTINE, contaminated.HITS):
         shutil.copyfile(work / INTAKE / name, work / name)
     (work / SUMMARY).write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     from pipelines.preparation.report import draw  # matplotlib and scipy: not before the sources are known to be sound

@@ -17,7 +17,8 @@ from pipelines.errors import DataError, UserError
 from pipelines.prepare import prepare
 
 SPLITS = ("train", "validation", "heldout")
-FILES = (*(f"{split}.jsonl" for split in SPLITS), "summary.json", "removed.jsonl", "quarantine.jsonl", "report.html")
+LISTS = ("removed.jsonl", "quarantine.jsonl", "contamination.jsonl")
+FILES = (*(f"{split}.jsonl" for split in SPLITS), *LISTS, "summary.json", "report.html")
 
 
 def own_files(folder: Path, train: str, heldout: str = "something held out,label_0\n") -> list[str]:

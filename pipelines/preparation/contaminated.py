@@ -1,5 +1,6 @@
 """Rows for training against what they must not have seen: the held-out rows, and benchmark files."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from pipelines.progress import meter
 
 SHOWN = 10
 HELDOUT = "heldout"
+HITS = "contamination.jsonl"
 
 
 @dataclass
@@ -34,6 +36,19 @@ class Against:
     near: int = 0
     removed: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def count(self, hit: dict[str, Any], removes: bool) -> None:
+        """One row's hit; the first are kept as examples, those that decide before the others."""
+        self.ngrams.update(hit["ngrams"].keys())
+        self.equal += hit["found"] == "equal"
+        self.near += hit["found"] == "near-duplicate"
+        self.removed += removes and hit["decides"]
+        if len(self.examples) == SHOWN and hit["decides"]:
+            other = next((i for i, shown in enumerate(self.examples) if not shown["decides"]), None)
+            if other is not None:
+                del self.examples[other]
+        if len(self.examples) < SHOWN:
+            self.examples.append({**hit, "match": _match(hit)})
 
 
 class _Protected:
@@ -72,76 +87,84 @@ def check(pool: Pool, config: Config, heldout: Path | None) -> dict[str, Any]:
 
     A row counts as contaminated where it shares an n-gram of the decisive size with a protected text, asks the
     same, or is a near-copy of it; the other n-gram sizes are counted only. `heldout` is a file of held-out rows
-    that takes the place of those in the pool.
+    that takes the place of those in the pool. Every hit goes into `contamination.jsonl`.
     """
     settings = config.prepare.contamination
-    protected = [_Protected(name, settings, config.seed) for name in (HELDOUT, *settings.benchmarks)]
-    protected[0].fill(_heldout_texts(pool, heldout))
-    for each in protected[1:]:
-        each.fill(benchmark_texts(settings.benchmarks[each.name], config.source))
+    protected = _protected(pool, config, heldout)
     none = {str(size): 0 for size in settings.ngrams}
     found = {each.name: Against(len(each.texts), ngrams=Counter(none)) for each in protected}
     reasons: dict[int, dict[str, Any]] = {}
-    with meter("contamination", int(pool.trains.sum()), "rows") as shown:
-        for rows in pool.batches(pool.trains):
-            records = list(pool.spool.records(rows))
-            texts = [question(record["prompt"]) for record in records]
-            for each in protected:
-                for row, record, hit in zip(rows.tolist(), records, each.found(texts), strict=True):
-                    if any(hit) and (reason := _count(each, found[each.name], record, *hit)):
-                        reasons.setdefault(row, reason)
-            shown.advance(len(rows))
+    with (pool.spool.folder / HITS).open("w", encoding="utf-8") as file:
+        for row, hit in _hits(pool, protected):
+            file.write(json.dumps(hit, ensure_ascii=False) + "\n")
+            found[hit["against"]].count(hit, settings.policy == "remove")
+            if hit["decides"]:
+                reasons.setdefault(row, _reason(hit))
     _act(pool, settings, reasons)
     return {
         "policy": settings.policy,
         "decisive": settings.decisive,
         "threshold": settings.threshold,
+        "removed": len(reasons) if settings.policy == "remove" else 0,
         "against": {name: vars(against) for name, against in found.items()},
     }
 
 
-def _count(
-    each: _Protected, against: Against, record: Mapping[str, Any], ngrams: Mapping[int, Match], near: Near | None
-) -> dict[str, Any] | None:
-    """Counts one row's hits; returns the reason where they decide."""
-    against.ngrams.update(str(size) for size in ngrams)
-    equal = near is not None and normalised(each.texts[near.row]) == normalised(question(record["prompt"]))
-    against.equal += equal
-    against.near += near is not None and not equal
-    example = {"id": record["id"], "source": record["source"], "text": question(record["prompt"])}
+def _protected(pool: Pool, config: Config, heldout: Path | None) -> list[_Protected]:
+    settings = config.prepare.contamination
+    protected = [_Protected(name, settings, config.seed) for name in (HELDOUT, *settings.benchmarks)]
+    protected[0].fill(_heldout_texts(pool, heldout))
+    for each in protected[1:]:
+        each.fill(benchmark_texts(settings.benchmarks[each.name], config.source))
+    return protected
+
+
+def _hits(pool: Pool, protected: Sequence[_Protected]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows for training with what each shares with one of the protected sets."""
+    with meter("contamination", int(pool.trains.sum()), "rows") as shown:
+        for rows in pool.batches(pool.trains):
+            records = list(pool.spool.records(rows))
+            texts = [question(record["prompt"]) for record in records]
+            for each in protected:
+                for row, record, (ngrams, near) in zip(rows.tolist(), records, each.found(texts), strict=True):
+                    if ngrams or near:
+                        yield row, _hit(each, record, ngrams, near)
+            shown.advance(len(rows))
+
+
+def _hit(each: _Protected, record: Mapping[str, Any], ngrams: Mapping[int, Match], near: Near | None) -> dict[str, Any]:
+    asked = question(record["prompt"])
     if near is not None:
-        kind = "equal" if equal else "near-duplicate"
-        example |= {"found": kind, "similarity": round(near.similarity, 3), "protected": each.texts[near.row]}
+        kind = "equal" if normalised(each.texts[near.row]) == normalised(asked) else "near-duplicate"
+        protected, similarity = each.texts[near.row], round(near.similarity, 3)
     else:
-        size = max(ngrams)
-        match = ngrams[size]
-        example |= {
-            "found": f"{size}-gram",
-            "similarity": None,
-            "match": match.text,
-            "protected": each.texts[match.row],
-        }
-    decides = near is not None or each.settings.decisive in ngrams
-    _show(against, example, decides)
-    if not decides:
-        return None
-    against.removed += each.settings.policy == "remove"
+        kind = f"{max(ngrams)}-gram"
+        protected, similarity = each.texts[ngrams[max(ngrams)].row], None
     return {
-        "reason": f"contamination: {example['found']} of {each.name}",
-        "similarity": example["similarity"],
-        "protected": example["protected"],
-        "match": example.get("match"),
+        "id": record["id"],
+        "source": record["source"],
+        "against": each.name,
+        "found": kind,
+        "decides": near is not None or each.settings.decisive in ngrams,
+        "similarity": similarity,
+        "ngrams": {str(size): match.text for size, match in ngrams.items()},
+        "text": asked,
+        "protected": protected,
     }
 
 
-def _show(against: Against, example: dict[str, Any], decides: bool) -> None:
-    """Keeps the first examples, those that decide before the others."""
-    if len(against.examples) == SHOWN and decides:
-        other = next((i for i, shown in enumerate(against.examples) if not shown["decides"]), None)
-        if other is not None:
-            del against.examples[other]
-    if len(against.examples) < SHOWN:
-        against.examples.append({**example, "decides": decides})
+def _reason(hit: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "reason": f"contamination: {hit['found']} of {hit['against']}",
+        "similarity": hit["similarity"],
+        "protected": hit["protected"],
+        "match": _match(hit),
+    }
+
+
+def _match(hit: Mapping[str, Any]) -> str | None:
+    """The words shared, where they are what tells: those of the largest size."""
+    return hit["ngrams"][hit["found"].removesuffix("-gram")] if hit["found"].endswith("-gram") else None
 
 
 def _act(pool: Pool, settings: Contamination, reasons: dict[int, dict[str, Any]]) -> None:

@@ -51,8 +51,6 @@ def summarise(
     if fixed := fixed_product(config.prepare.heldout):
         about = fixed.about
         summary["splits"]["heldout"] |= {"num_rows": about["num_rows"]["heldout"], "labels": about.get("labels", {})}
-    against = summary["contamination"]["against"]
-    summary["contamination"]["removed"] = sum(each["removed"] for each in against.values())
     return summary
 
 

@@ -112,6 +112,13 @@ def test_contaminated_rows_go_with_the_text_that_tells(prepared: Prepare) -> Non
     assert reasons["contamination: 13-gram of heldout"]["match"] == shared
     assert reasons["contamination: near-duplicate of heldout"]["protected"] == LONG
     assert len(done.rows("heldout")) == 2
+    # The row that shares nine words is counted and listed, and stays.
+    lines = (done.folder / "contamination.jsonl").read_text(encoding="utf-8").splitlines()
+    hits = {hit["found"]: hit for hit in map(json.loads, lines)}
+    assert set(hits) == {"equal", "near-duplicate", "13-gram", "8-gram"}
+    assert [hit["decides"] for hit in hits.values()].count(False) == 1
+    assert hits["8-gram"]["ngrams"] == {"8": " ".join(LONG.split()[:8])}
+    assert hits["8-gram"]["id"] in {row.id for split in ("train", "validation") for row in done.rows(split)}
 
 
 def test_contamination_can_be_recorded_or_fail(prepared: Prepare) -> None:
