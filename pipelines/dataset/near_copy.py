@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pipelines.dataset.shingles import SLACK, Hashes, banding, distinct, jaccard, mixed, screened
 
 ONE_WORD = 0.5
+SHORT, SHORT_WORD = 7, 0.55  # fewer words than SHORT: one in place of another says more
 TWO_WORDS = 0.6
 BUCKET = 64
 _GAPS = (0, 1, 2)
@@ -41,8 +42,8 @@ def _told(text: str) -> list[str]:
 def enough(first: str, second: str) -> float:
     """The similarity that makes two normalised texts near-copies for the one place in which they differ.
 
-    ONE_WORD for a word more, less or in place of another; TWO_WORDS for two more, less or in place of one; infinite
-    where more differs. Courtesies don't count.
+    ONE_WORD for a word more, less or in place of another (there SHORT_WORD in a short text); TWO_WORDS for two more,
+    less or in place of one; infinite where more differs. Courtesies don't count.
     """
     left, right = _told(first), _told(second)
     short = min(len(left), len(right))
@@ -51,7 +52,7 @@ def enough(first: str, second: str) -> float:
     end = next((at for at in range(most) if left[-1 - at] != right[-1 - at]), most)
     less, more = sorted((len(left) - start - end, len(right) - start - end))
     if more <= 1:
-        return ONE_WORD
+        return SHORT_WORD if less == 1 and short < SHORT else ONE_WORD
     return TWO_WORDS if less <= 1 and more == 2 else inf
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.config.paths import PROJECT
 from pipelines.dataset.contamination import Match, NgramIndex
-from pipelines.dataset.near_copy import ONE_WORD, TWO_WORDS, Near, NearIndex, enough
+from pipelines.dataset.near_copy import ONE_WORD, SHORT_WORD, TWO_WORDS, Near, NearIndex, enough
 from pipelines.dataset.normal import normalised
 from pipelines.dataset.shingles import jaccard, jaccard_of, shingles
 
@@ -95,9 +95,9 @@ def test_what_is_added_later_is_found_too() -> None:
     ("edited", "expected"),
     [
         ("please where is my new card", ONE_WORD),
-        ("hi where is my old card please", ONE_WORD),
-        ("where is my new crad", ONE_WORD),
-        ("where is my old card", ONE_WORD),
+        ("hi where is my old card please", SHORT_WORD),
+        ("where is my new crad", SHORT_WORD),
+        ("where is my old card", SHORT_WORD),
         ("where is my card", ONE_WORD),
         ("where is my brand new card", ONE_WORD),
         ("where the hell is my new card", TWO_WORDS),
@@ -111,6 +111,12 @@ def test_what_is_added_later_is_found_too() -> None:
 def test_how_alike_is_enough(edited: str, expected: float) -> None:
     assert enough("where is my new card", edited) == expected
     assert enough(edited, "where is my new card") == expected
+
+
+def test_a_changed_word_says_less_in_a_longer_text() -> None:
+    text = "where is the new card that i ordered"
+    assert enough(text, text.replace("card", "phone")) == ONE_WORD
+    assert enough("where is my new card now", "where is my new phone now") == SHORT_WORD
 
 
 @pytest.mark.parametrize("threshold", [0.7, 0.9])
@@ -142,7 +148,7 @@ def test_a_changed_word_is_found_wherever_it_stands(heldout: list[str], near: Ne
         edited.append(" ".join(words))
     found = near.matches(edited)
     for text, original, copy in zip(edited, heldout, found, strict=True):
-        assert copy is not None or jaccard(text, original) < ONE_WORD, text
+        assert copy is not None or jaccard(text, original) < enough(text, original), text
         assert copy is None or copy.similarity >= ONE_WORD
 
 
