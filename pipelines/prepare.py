@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.config.paths import resolve
-from pipelines.config.schema import Config
+from pipelines.config.schema import Config, Source
 from pipelines.dataset.read import content_digest
 from pipelines.dataset.spool import Spool
 from pipelines.errors import UserError
@@ -36,13 +36,18 @@ def files(config: Config) -> dict[str, Any]:
     labels = resolve(task.labels) if task.labels else None
     fixed = parts.fixed_product(prepare.heldout)
     return {
-        "sources": {name: content_digest(source) for name, source in task.sources.items()},
+        "sources": {name: _content(name, source) for name, source in task.sources.items()},
         "labels": file_hash(labels) if labels and labels.is_file() else None,
         "benchmarks": contaminated.digests(prepare.contamination.benchmarks, config.source),
         "tokenizer": tokenizer_digest(config.model) if prepare.max_length else None,
         "fixed": fixed.digest if fixed else None,
         "sampler": sampler(config) if prepare.pass_rate.samples is not None else None,
     }
+
+
+def _content(name: str, source: Source) -> str | None:
+    with intake.named(name):
+        return content_digest(source)
 
 
 def check(config: Config, work: Path) -> None:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from pipelines.config.nearest import did_you_mean
-from pipelines.config.schema import Config, Source
+from pipelines.config.schema import Config, Source, SourceFields
 from pipelines.dataset.defects import Defects, Place
 from pipelines.dataset.files import Unreadable, format_of
 from pipelines.dataset.normal import normalised, text_hash
@@ -23,7 +23,7 @@ from pipelines.dataset.rows import line_of
 from pipelines.dataset.shapes import Draft, Malformed, Reader
 from pipelines.dataset.similar import Signatures
 from pipelines.dataset.spool import SpoolWriter
-from pipelines.errors import DataError
+from pipelines.errors import DataError, UserError
 from pipelines.preparation.alter import Alter
 from pipelines.preparation.length import TokenLimit
 from pipelines.progress import Meter, meter, say
@@ -35,6 +35,7 @@ ROWS_AT_ONCE = 1024
 RECORD = "intake.json"
 QUARANTINE = "quarantine.jsonl"
 REMOVED = "removed.jsonl"
+UNRECOGNISED = 20  # records, after which a source is given up
 COUNTERS = ("filtered", "redacted", "languages", "quarantined")
 UNHASHED = ("sql", "traces")  # their content is known once it was read
 
@@ -100,8 +101,20 @@ def take(config: Config, folder: Path) -> Intake:
         taking = _Taking(config, folder, opened[QUARANTINE], opened[REMOVED])
         with meter("reading", None, "records") as shown:
             for name in sorted(config.task.sources):
-                taking.source(name, shown)
+                with named(name):
+                    taking.source(name, shown)
         return taking.end()
+
+
+@contextmanager
+def named(source: str) -> Iterator[None]:
+    """Completes the field that an error begins with to the source's, as the configuration writes it."""
+    try:
+        yield
+    except UserError as error:
+        if str(error).partition(":")[0] in SourceFields.model_fields:
+            raise type(error)(f"task.sources.{source}.{error}") from None
+        raise
 
 
 class _Taking:
@@ -122,7 +135,7 @@ class _Taking:
         self.waiting: list[_Waiting] = []
 
     def source(self, name: str, shown: Meter) -> None:
-        """Reads one source to its end."""
+        """Reads one source to its end, or until it is clear that its records are of no known shape."""
         source = self.config.task.sources[name]
         found = self._record(name, source)
         reader = Reader(source)
@@ -134,6 +147,10 @@ class _Taking:
             draft = self._draft(reader, record)
             if draft is not None:
                 self._draft_taken(source, found, draft, record, held)
+            elif reader.shape == "auto" and self.defects.num_faulty - before >= UNRECOGNISED:
+                reason = f"none of its first {UNRECOGNISED} records is recognised; the rest was not read"
+                self.defects.add(Place(record.place.path), reason)
+                break
         self.flush()
         if source.kind in UNHASHED:
             found.sha256 = content.hexdigest()

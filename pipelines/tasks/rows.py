@@ -104,7 +104,8 @@ def check_splits(task: Task, carved: bool) -> None:
     splits = {source.split for source in task.sources.values()}
     for split in ("train",) if carved else ("train", "heldout"):
         if split not in splits:
-            raise UserError(f"task.sources: no source has split: {split}")
+            hint = "; prepare.heldout.method=hash holds out a part of the others" if split == "heldout" else ""
+            raise UserError(f"task.sources: no source has split: {split}{hint}")
 
 
 def _check_constants(task: Task, labels: list[str] | None) -> None:

@@ -11,6 +11,7 @@ from benchmarks.data_defects import NUM_RECORDS, Planted, sound, write
 from pipelines.config.compose import compose
 from pipelines.config.paths import PROJECT
 from pipelines.dataset.rows import read_rows
+from pipelines.errors import DataError, UserError
 from pipelines.prepare import prepare
 
 HEAVY = ("torch", "transformers.modeling_utils", "mlflow", "datasets", "scipy", "matplotlib", "presidio_analyzer")
@@ -66,3 +67,32 @@ def test_the_rest_goes_on_under_quarantine(planted: tuple[Path, list[Planted]], 
     assert done["quarantine"]["num_records"] == 25
     assert done["sources"]["train"]["records"] == "messages"
     assert len((tmp_path / "rows" / "quarantine.jsonl").read_bytes().splitlines()) == 25
+
+
+def test_a_file_of_no_known_shape_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n' * 500)
+    (tmp_path / "heldout.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    with pytest.raises(DataError) as error:
+        prepare(compose(overrides(tmp_path)).config, tmp_path / "rows")
+    lines = str(error.value).splitlines()
+    assert lines[0] == f"{tmp_path}/train.jsonl: none of its first 20 records is recognised; the rest was not read"
+    assert "train.jsonl:1: not recognised by the fields 'text'; set records to one of messages" in lines[1]
+    assert len(lines) == 22
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["sql='select 1'", "url=postgresql://me:secret@db/x"], "task.sources.train.url: it holds a password"),
+        (["rows=/no/such/folder"], "/no/such/folder: no manifest.json"),
+        (["hub=team/data", "parts=[train]"], "task.sources.train.hub: can't ask the Hub for team/data"),
+    ],
+)
+def test_a_place_that_is_wrong_is_named_by_its_source(
+    planted: tuple[Path, list[Planted]], tmp_path: Path, given: list[str], said: str
+) -> None:
+    folder, _ = planted
+    words = [*overrides(folder), "task.sources.train.path=null", *(f"task.sources.train.{each}" for each in given)]
+    with pytest.raises(UserError) as error:
+        prepare(compose(words).config, tmp_path / "rows")
+    assert str(error.value).startswith(said)
