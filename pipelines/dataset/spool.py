@@ -19,8 +19,8 @@ COLUMNS: dict[str, str] = {
     "asked_offset": "Q",  # of the row's normalised question
     "asked_length": "I",
     "id": "Q",
-    "asks": "Q",  # hash of the normalised question: equal prompts
-    "whole": "Q",  # hash of the normalised question and completion: equal rows
+    "asks": "Q",  # hash of the normalised prompt: equal prompts
+    "whole": "Q",  # hash of the normalised prompt and completion: equal rows
     "group": "Q",
     "label": "I",
     "split": "B",

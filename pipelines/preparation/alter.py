@@ -18,6 +18,7 @@ BOUNDS = {
     "min_completion_chars": ("completion", False),
     "max_completion_chars": ("completion", True),
 }
+SPOKEN = ("content", "reasoning_content", "tool_calls")  # what a message holds of its speaker
 
 
 class Alter:
@@ -49,13 +50,13 @@ class Alter:
             return None
         return row
 
-    def hidden(self, value: Any) -> Any:
-        """A record that goes to the quarantine, its texts redacted."""
+    def hidden(self, value: Any, count: bool = False) -> Any:
+        """A value with all texts in it redacted: a record for the quarantine, a call's arguments."""
         if isinstance(value, str):
-            return self._text(value, count=False) if self.redactor is not None else value
+            return self._text(value, count) if self.redactor is not None else value
         if isinstance(value, Mapping):
-            return {name: self.hidden(item) for name, item in value.items()}
-        return [self.hidden(item) for item in value] if isinstance(value, list) else value
+            return {name: self.hidden(item, count) for name, item in value.items()}
+        return [self.hidden(item, count) for item in value] if isinstance(value, list) else value
 
     def _reason(self, row: Row) -> tuple[str, str] | None:
         if self._bounded and (name := _outside(self.filters, row)):
@@ -76,9 +77,10 @@ class Alter:
 
     def _messages(self, messages: list[Message]) -> Iterator[Message]:
         for message in messages:
-            yield {**message, "content": self._text(text_of(message))} if message.get("content") else message
+            found = {name: self.hidden(message[name], count=True) for name in SPOKEN if message.get(name)}
+            yield {**message, **found}
 
-    def _text(self, text: str, count: bool = True) -> str:
+    def _text(self, text: str, count: bool) -> str:
         assert self.redactor is not None
         changed, counts = self.redactor.redact(text)
         if count:

@@ -255,13 +255,15 @@ class _Taking:
         answer = " ".join(text_of(message) for message in row.completion) or row.answer
         calls = json.dumps([m["tool_calls"] for m in row.completion if m.get("tool_calls")], sort_keys=True)
         rejected = " ".join(text_of(message) for message in row.rejected or [])
-        whole = "\0".join([asked, normalised(answer), calls, normalised(rejected)])
+        # Under another system message, or after other answers, the same question is another one.
+        prompt = asked if len(row.prompt) == 1 else normalised("\n".join(map(text_of, row.prompt)))
+        whole = "\0".join([prompt, normalised(answer), calls, normalised(rejected)])
         self.spool.add(
             line_of(row).encode(),
             asked,
             row.label,
             id=int(row.id, 16),
-            asks=text_hash(asked),
+            asks=text_hash(prompt),
             whole=text_hash(whole),
             group=int(row.group, 16),
             split=SPLITS.index(item.found.split),

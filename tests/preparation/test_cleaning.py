@@ -33,6 +33,18 @@ def test_a_question_with_two_answers_is_a_conflict_not_a_duplicate(prepared: Pre
     assert len(example["sources"]) == 2
 
 
+def test_another_system_message_makes_another_row(prepared: Prepare) -> None:
+    def said(system: str) -> dict[str, object]:
+        turns = (("system", system), ("user", LONG), ("assistant", "On its way."))
+        return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+    held = [{"messages": [{"role": "user", "content": "never"}, {"role": "assistant", "content": "asked"}]}]
+    train = [said("Answer in prose."), said("Answer in verse."), said("answer in verse")]
+    off = ["prepare.duplicates.near=off", "prepare.validation_share=0"]
+    done = prepared(train, held, *off, task="my_conversations")
+    assert (len(done.rows("train")), done.summary["duplicates"]["exact"]) == (2, 1)
+
+
 def test_near_duplicates_go_unless_their_labels_differ(prepared: Prepare) -> None:
     near = [record(LONG, "a"), record(f"{LONG} 2024", "a"), record(LONG.replace("card", "cart"), "b")]
     done = prepared([*OTHERS, *near], None)
@@ -84,6 +96,24 @@ def test_personal_data_is_replaced_and_counted(prepared: Prepare) -> None:
     assert (
         "example.org" not in (done.folder / "train.jsonl").read_text() + (done.folder / "validation.jsonl").read_text()
     )
+
+
+def test_a_calls_arguments_are_redacted(prepared: Prepare) -> None:
+    tool = {"name": "mail", "parameters": {"type": "object", "properties": {"to": {"type": "string"}}}}
+    call = {"type": "function", "function": {"name": "mail", "arguments": {"to": "jane@example.org"}}}
+    turns: list[dict[str, object]] = [
+        {"role": "user", "content": "mail her"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "sent to jane@example.org"},
+        {"role": "assistant", "content": "Done."},
+    ]
+    held = [{"messages": [{"role": "user", "content": "never"}, {"role": "assistant", "content": "asked"}]}]
+    options = ["prepare.redact.kinds=[EMAIL_ADDRESS]", "prepare.validation_share=0"]
+    done = prepared([{"messages": turns, "tools": [tool]}], held, *options, task="my_conversations")
+    (row,) = done.rows("train")
+    assert row.completion[0]["tool_calls"][0]["function"] == {"name": "mail", "arguments": {"to": "<EMAIL_ADDRESS>"}}
+    assert row.completion[1]["content"] == "sent to <EMAIL_ADDRESS>"
+    assert done.summary["redacted"] == {"EMAIL_ADDRESS": 2}
 
 
 HELD = [record(LONG), record("how much does a transfer to another country cost on a sunday")]
