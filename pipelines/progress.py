@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_FRAMES = 0.1  # a bar drawn for each of a million rows would take longer than the rows
 console = Console(stderr=True, highlight=False)
 
 
@@ -26,18 +27,25 @@ class Meter:
         self.done = self._before = 0
         self._begun = self._told = time.monotonic()
         self._bar: Progress | None = None
+        self._note = ""
 
     def advance(self, count: int, note: str = "") -> None:
         """`count` more are done; `note` is shown beside, such as the loss."""
         self.done += count
+        self._note = note
+        now = time.monotonic()
+        if now - self._told >= (SECONDS_BETWEEN_FRAMES if self._bar else SECONDS_BETWEEN_LINES):
+            self._told = now
+            self.show()
+
+    def show(self) -> None:
+        """Draws the bar, or says the line."""
+        note = self._note
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=self.done, note=note, left=_left(self))
-        elif time.monotonic() - self._told >= SECONDS_BETWEEN_LINES:
-            self._told = time.monotonic()
-            done = (
-                f"{self.done}/{self.total} {self.unit}, {_left(self)}" if self.total else f"{self.done:,} {self.unit}"
-            )
-            say(f"  {self.title}: {done}{note and ', '}{note}")
+            return
+        of = f"/{self.total} {self.unit}, {_left(self)}" if self.total else f" {self.unit}"
+        say(f"  {self.title}: {self.done}{of}{note and ', '}{note}")
 
     def begin_at(self, done: int) -> None:
         """What an earlier attempt had done; it doesn't count for the pace."""
@@ -81,3 +89,4 @@ def meter(title: str, total: int | None, unit: str) -> Iterator[Meter]:
         bar.add_task(title, total=total, left="", note="")
         counted._bar = bar
         yield counted
+        counted.show()

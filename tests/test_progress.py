@@ -49,3 +49,10 @@ def test_a_bar_on_a_terminal() -> None:
     assert "━" in shown
     assert "4/4" in shown
     assert "loss 0.5" in shown
+
+
+def test_a_count_without_a_total(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    with progress.meter("reading", None, "records") as shown:
+        shown.advance(7)
+    assert capsys.readouterr().out == "  reading: 7 records\n"

@@ -42,7 +42,12 @@ class Signatures:
         self._bands = [folder / f"band-{band:03}.u64" for band in range(self._banding.bands)]
         self._sketch = folder / "sketch.u64"
         self._open: list[BinaryIO] = []
+        self.done: Callable[[int], None] = lambda count: None  # called with the bands that `candidates` is done with
         self.num_rows = self._bands[0].stat().st_size // 8 if self._bands[0].exists() else 0
+
+    @property
+    def num_bands(self) -> int:
+        return len(self._bands)
 
     def add(self, texts: Sequence[str]) -> None:
         """Appends normalised texts; how many at a time changes nothing."""
@@ -75,6 +80,7 @@ class Signatures:
                 pairs = self._unseen(band, np.stack([first[open_], second[open_]], axis=1))
                 if len(pairs):
                     yield pairs.astype(np.int64)
+            self.done(1)
 
     def _may_be_similar(self, first: Numbers, second: Numbers) -> Flags:
         # Mapped anew each time: what was read of a mapping counts as memory until it is closed.

@@ -10,6 +10,7 @@ from pipelines.config.schema import Duplicates
 from pipelines.dataset.shingles import jaccard
 from pipelines.dataset.similar import Clusters, Pair, Signatures, similar_pairs
 from pipelines.preparation.pool import Flags, Pool, Rows
+from pipelines.progress import meter
 
 SHOWN = 5
 PAIR = np.dtype([("first", np.int32), ("second", np.int32), ("similarity", np.float64)])
@@ -78,7 +79,9 @@ class NearCopies:
         return clusters.numbers()
 
     def _pairs(self, among: Flags, groups: npt.NDArray[np.int32] | None, clusters: Clusters | None) -> Iterator[Pair]:
-        return similar_pairs(self.signatures, self.pool.asked, self.settings.threshold, among, groups, clusters)
+        with meter("near-duplicates", self.signatures.num_bands, "bands") as shown:
+            self.signatures.done = shown.advance
+            yield from similar_pairs(self.signatures, self.pool.asked, self.settings.threshold, among, groups, clusters)
 
     def _answers_alike(self, first: int, second: int) -> bool:
         if self.pool.spool.labels != [""]:

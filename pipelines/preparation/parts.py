@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pipelines.errors import UserError
 from pipelines.preparation.intake import SPLITS, instant
 from pipelines.preparation.pool import HELDOUT, Flags, Pool
 from pipelines.product import Product, load
+from pipelines.progress import Meter, meter
 from pipelines.tasks.rows import Maker
 
 TRAIN, VALIDATION = SPLITS.index("train"), SPLITS.index("validation")
@@ -173,20 +175,28 @@ def write(pool: Pool, folder: Path, config: Config) -> dict[str, str]:
     number = pool.spool.column("id")
     renumbered = _renumber(pool, number, Maker(config.task))
     digests = {}
-    for code, name in enumerate(SPLITS):
-        rows = np.flatnonzero(pool.alive & (pool.split == code))
-        rows = rows[np.argsort(number[rows], kind="stable")]
-        state = hashlib.sha256()
-        with (folder / f"{name}.jsonl").open("wb") as file:
-            for row, line in zip(rows.tolist(), pool.spool.lines(rows), strict=True):
-                written = renumbered.get(row, line) + b"\n"
-                state.update(written)
-                file.write(written)
-        digests[name] = state.hexdigest()
+    with meter("writing", int(pool.alive.sum()), "rows") as shown:
+        for code, name in enumerate(SPLITS):
+            rows = np.flatnonzero(pool.alive & (pool.split == code))
+            rows = rows[np.argsort(number[rows], kind="stable")]
+            digests[name] = _write_split(pool, rows, folder / f"{name}.jsonl", renumbered, shown)
     if fixed := fixed_product(config.prepare.heldout):
         shutil.copyfile(fixed.file("heldout.jsonl"), folder / "heldout.jsonl")
         digests["heldout"] = fixed.about["digests"]["heldout"]
     return digests
+
+
+def _write_split(
+    pool: Pool, rows: npt.NDArray[np.int64], path: Path, renumbered: Mapping[int, bytes], shown: Meter
+) -> str:
+    state = hashlib.sha256()
+    with path.open("wb") as file:
+        for row, line in zip(rows.tolist(), pool.spool.lines(rows), strict=True):
+            written = renumbered.get(row, line) + b"\n"
+            state.update(written)
+            file.write(written)
+            shown.advance(1)
+    return state.hexdigest()
 
 
 def _renumber(pool: Pool, number: npt.NDArray[np.uint64], maker: Maker) -> dict[int, bytes]:

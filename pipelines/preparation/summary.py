@@ -1,5 +1,6 @@
 """What prepare did, as one mapping: `summary.json`, from which the report is drawn."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -49,8 +50,8 @@ def summarise(
         **found,
     }
     if fixed := fixed_product(config.prepare.heldout):
-        about = fixed.about
-        summary["splits"]["heldout"] |= {"num_rows": about["num_rows"]["heldout"], "labels": about.get("labels", {})}
+        before = json.loads(fixed.file("summary.json").read_text(encoding="utf-8"))
+        summary["splits"]["heldout"] = before["splits"]["heldout"]
     return summary
 
 
