@@ -1,10 +1,11 @@
 """Rows -> tokens, and rows packed: speed beside `datasets.Dataset.map`, padding, and what crosses between rows.
 
-usage: python -m benchmarks.data_tokens
+usage: python -m benchmarks.data_tokens tokenise|packing
 """
 
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -136,4 +137,4 @@ def _losses(trainer: Any, sequence: dict[str, Any]) -> list[float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(tokenise() | packing(), indent=2))
+    print(json.dumps({"tokenise": tokenise, "packing": packing}[sys.argv[1]]()))
