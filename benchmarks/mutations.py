@@ -185,7 +185,9 @@ def _judge(mutation: Mutation, conf: Path) -> Outcome:
 
 def _fault(mutation: Mutation, message: str) -> str:
     """What a refusal leaves out: the field, what was expected, the right name, the file."""
-    line = next((line for line in message.splitlines() if line.startswith(f"{mutation.path}: ")), None)
+    # What is outside may be one entry of a list or a mapping, which the line names.
+    begins = (f"{mutation.path}: ", f"{mutation.path}.") if mutation.kind == "outside" else f"{mutation.path}: "
+    line = next((line for line in message.splitlines() if line.startswith(begins)), None)
     if line is None:
         return f"no line on {mutation.path}"
     wanted = [f"(in conf/{mutation.file})", "expected "]

@@ -121,3 +121,10 @@ def test_another_runs_rows_by_its_id(world: World) -> None:
     (again,) = (world.folder / "again").glob("*/manifest.json")
     assert load(again.parent).about["num_rows"]["train"] <= first.about["num_rows"]["train"]
     assert read_rows(again.parent / "train.jsonl")[0].source.startswith(str(first.folder))
+
+
+def test_the_steps_of_fixed_rows_are_metrics_too(world: World) -> None:
+    assert world.run("prepare") == 0
+    fixed = world.product("rows")
+    assert world.run("prepare", f"prepare.heldout.fixed={fixed}", f"paths.rows={world.folder}/again") == 0
+    assert "prepare/of_held-out_sources_and_not_held_out_before" in latest(world).data.metrics

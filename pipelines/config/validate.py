@@ -86,7 +86,8 @@ def check_schema(container: Mapping[str, Any], origin: Origin) -> Config:
         _SourceFile.model_validate({"source": container.get("source", {})})
         return Config.model_validate(_complete_sources(container))
     except ValidationError as error:
-        raise UserError("\n".join(_lines(error, origin))) from None
+        # A setting of the trainer that another field refers to is wrong there, and told there first.
+        raise UserError("\n".join([*_trainer_lines(container, origin), *_lines(error, origin)])) from None
 
 
 def check_unresolved(container: Mapping[str, Any], origin: Origin) -> None:
@@ -101,7 +102,10 @@ def check_unresolved(container: Mapping[str, Any], origin: Origin) -> None:
 
 
 def _trainer_lines(container: Mapping[str, Any], origin: Origin) -> Iterator[str]:
-    trainer = container["sft"].get("trainer", {}) if isinstance(container.get("sft"), Mapping) else {}
+    sft = container.get("sft")
+    trainer = sft.get("trainer") if isinstance(sft, Mapping) else None
+    if not isinstance(trainer, Mapping):
+        return
     values = {name: value for name, value in trainer.items() if not _is_reference(value)}
     yield from _block("sft.trainer", "SFTConfig", values, origin)
 

@@ -123,7 +123,8 @@ def _prompt_completion(fields: Mapping[str, Any], source: Source) -> Draft:
     tools = _tools(fields, source)
     prompt, completion = _side(fields, "prompt", "user"), _side(fields, "completion", "assistant")
     _check([*prompt, *completion], tools, "prompt and completion")
-    return Draft(prompt, completion, answer=_last_text(completion), tools=tools)
+    _check_sides(prompt, completion, "completion")
+    return Draft(_plain(prompt), _plain(completion), answer=_last_text(completion), tools=tools)
 
 
 def _prompt_answer(fields: Mapping[str, Any], source: Source) -> Draft:
@@ -183,10 +184,11 @@ def _preference(fields: Mapping[str, Any], source: Source) -> Draft:
         chosen, rejected = (_side(fields, name, "assistant") for name in ("chosen", "rejected"))
     else:
         prompt, chosen, rejected = _shared_start(*(_conversation(fields, name) for name in ("chosen", "rejected")))
-    _check([*prompt, *chosen], None, "prompt and chosen")
-    _check([*prompt, *rejected], None, "prompt and rejected")
     if chosen == rejected:
         raise Malformed("'chosen' and 'rejected' are the same")
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        _check([*prompt, *side], None, f"prompt and {name}")
+        _check_sides(prompt, side, name)
     return Draft(prompt, chosen, answer=_last_text(chosen), rejected=rejected)
 
 
@@ -197,14 +199,26 @@ def _shared_start(chosen: list[Message], rejected: list[Message]) -> tuple[list[
 
 
 def _row(fields: Mapping[str, Any], source: Source) -> Draft:
-    """What another prepare wrote."""
+    """What another prepare wrote, which may have been edited since."""
+    faults = [f"no field {name!r}{did_you_mean(name, fields)}" for name in SIGNS["row"] if name not in fields]
+    faults += [
+        f"{name!r} is {kind(fields[name])}, expected text"
+        for name in ("answer", "label", "group")
+        if not isinstance(fields.get(name, ""), str)
+    ]
+    if faults:
+        raise Malformed(*faults)
+    tools = _tools(fields, source)
+    completion = [] if fields["completion"] == [] else _conversation(fields, "completion")
+    _check([*_conversation(fields, "prompt"), *completion], tools, "prompt and completion")
     return Draft(
         prompt=fields["prompt"],
         completion=fields["completion"],
         answer=fields["answer"],
         label=fields["label"],
         written=fields["label"],
-        tools=fields.get("tools"),
+        group=fields["group"],
+        tools=tools,
         rejected=fields.get("rejected"),
     )
 
@@ -297,6 +311,18 @@ def _checked(fields: Mapping[str, Any], name: str, tools: list[dict[str, Any]] |
 def _check(messages: Any, tools: list[dict[str, Any]] | None, name: str) -> None:
     if reasons := problems(messages, tools, name):
         raise Malformed(*reasons)
+
+
+def _check_sides(prompt: list[Message], completion: list[Message], name: str) -> None:
+    """Raises Malformed where one side lacks its part of the conversation."""
+    if not prompt:
+        raise Malformed("'chosen' and 'rejected' share no prompt")
+    for end, at in (("begins", 0), ("ends", -1)):
+        if not completion or completion[at]["role"] != "assistant":
+            found = (
+                f"{end} with a message of the {completion[at]['role']}" if completion else "holds nothing of its own"
+            )
+            raise Malformed(f"{name!r} {found}, expected the assistant's answer")
 
 
 def _tools(fields: Mapping[str, Any], source: Source) -> list[dict[str, Any]] | None:

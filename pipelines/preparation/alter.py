@@ -39,10 +39,10 @@ class Alter:
         self.languages = Languages(filters.languages, filters.language_confidence) if filters.languages else None
         self._bounded = any(getattr(filters, name) is not None for name in BOUNDS)
 
-    def row(self, row: Row) -> Row | None:
-        """The row as it goes on; None where a filter leaves it out."""
+    def row(self, row: Row, filtered: bool = True) -> Row | None:
+        """The row as it goes on; None where a filter leaves it out, unless it is not to be `filtered`."""
         row = self._redacted(row) if self.redactor is not None else row
-        if reason := self._reason(row):
+        if filtered and (reason := self._reason(row)):
             name, said = reason
             self.filtered[name] += 1
             listed = {"id": row.id, "source": row.source, "reason": said, "text": question(row.prompt)}

@@ -84,8 +84,6 @@ class NearCopies:
             yield from similar_pairs(self.signatures, self.pool.asked, self.settings.threshold, among, groups, clusters)
 
     def _answers_alike(self, first: int, second: int) -> bool:
-        if self.pool.spool.labels != [""]:
-            return True  # pairs are of one label, and the label is the answer
         answers = self.pool.answered([first, second])
         return answers[0] == answers[1] or jaccard(*answers) >= self.settings.threshold
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
+from math import isfinite, nan
 from pathlib import Path
 from typing import IO
 
@@ -210,9 +211,9 @@ class _Taking:
             self.flush()
 
     def _time(self, source: Source, draft: Draft, record: Record) -> float | None:
-        """Seconds of the row's instant, 0 where the source names no column; None and a defect where it is none."""
+        """Seconds of the row's instant, NaN where the source names no column; None and a defect where it is none."""
         if source.time is None:
-            return 0.0
+            return nan
         try:
             return instant(draft.time or "")
         except ValueError as error:
@@ -231,7 +232,11 @@ class _Taking:
         waiting, self.waiting = self._fitting(self.waiting), []
         for item in waiting:
             item.found.num_read += 1
-        kept = [item for item in waiting if (row := self.alter.row(item.row)) and item.replaced(row)]
+        kept = [
+            item
+            for item in waiting
+            if (row := self.alter.row(item.row, item.found.split != "heldout")) and item.replaced(row)
+        ]
         texts = [normalised(question(item.row.prompt)) for item in kept]
         for item, text in zip(kept, texts, strict=True):
             self._spool(item, text)
@@ -309,9 +314,12 @@ def _check_pin(name: str, source: Source, found: SourceRecord) -> None:
 def instant(text: str) -> float:
     """Seconds since 1970 of an ISO 8601 instant (without a zone: UTC) or of a number of seconds. Raises ValueError."""
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         pass
+    else:
+        if isfinite(seconds):
+            return seconds
     try:
         found = datetime.fromisoformat(text)
     except ValueError:

@@ -79,7 +79,7 @@ def _as_before(pool: Pool, fixed: Product) -> dict[str, Any]:
     held = np.array([int(row.id, 16) for row in read_rows(fixed.file("heldout.jsonl"))], np.uint64)
     known = np.isin(pool.spool.column("id"), held)
     pool.drop("held out before", np.flatnonzero(pool.alive & known))
-    pool.drop("of held-out sources, but not held out before", np.flatnonzero(pool.heldout))
+    pool.drop("of held-out sources and not held out before", np.flatnonzero(pool.heldout))
     return {"method": "fixed", "fixed": fixed.digest}
 
 
@@ -102,7 +102,7 @@ def _taken(pool: Pool, cut: Cut, clusters: Clusters, rows: npt.NDArray[np.int64]
     if cut.method == "stratified":
         return split.stratified(clusters, pool.spool.labels, cut.share, seed, cut.purpose)
     time = pool.spool.column("time")[rows]
-    if not time.all():
+    if np.isnan(time).any():
         raise UserError("prepare: a split by time needs `time`, the column of the instants, of each training source")
     return split.by_time(clusters, time, cut.share, None if cut.after is None else _instant(cut.after))
 
@@ -206,10 +206,15 @@ def _renumber(pool: Pool, number: npt.NDArray[np.uint64], maker: Maker) -> dict[
     again = np.flatnonzero(number[order][1:] == number[order][:-1]) + 1
     lines: dict[int, bytes] = {}
     seen: Counter[int] = Counter()
+    taken: set[str] = set()
     for row in order[again].tolist():
-        seen[int(number[row])] += 1
         found = Row.from_dict(next(pool.spool.records([row])))
-        new = maker.numbered(found, seen[int(number[row])])
+        while True:  # rows that redaction made alike would get one id
+            seen[int(number[row])] += 1
+            new = maker.numbered(found, seen[int(number[row])])
+            if new not in taken:
+                break
+        taken.add(new)
         lines[row] = line_of(replace(found, id=new)).encode()
     for row, line in lines.items():
         number[row] = int(json.loads(line)["id"], 16)

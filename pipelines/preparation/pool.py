@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines.dataset.normal import normalised
-from pipelines.dataset.row import question, text_of
+from pipelines.dataset.row import Message, question, text_of
 from pipelines.dataset.spool import Spool
 from pipelines.preparation.intake import REMOVED, SPLITS
 
@@ -61,8 +61,8 @@ class Pool:
         return self.spool.asked(rows)
 
     def answered(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
-        """The completions of these rows, normalised."""
-        return [normalised(" ".join(map(text_of, r["completion"])) or r["answer"]) for r in self.spool.records(rows)]
+        """The completions of these rows, calls of tools included, normalised."""
+        return [normalised(_said(record["completion"]) or record["answer"]) for record in self.spool.records(rows)]
 
     def named(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
         """`id` and place of these rows, to be shown."""
@@ -73,6 +73,11 @@ class Pool:
         rows = np.flatnonzero(flags)
         for start in range(0, len(rows), AT_ONCE):
             yield rows[start : start + AT_ONCE]
+
+
+def _said(completion: Sequence[Message]) -> str:
+    calls = [json.dumps(m["tool_calls"], sort_keys=True) for m in completion if m.get("tool_calls")]
+    return " ".join([*filter(None, map(text_of, completion)), *calls])
 
 
 def removed_sample(path: Path, count: int) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ class Maker:
 
     def row(self, draft: Draft, place: Place) -> Row:
         """The draft as a row; its id depends on task, prompt, completion and path, not on the line."""
-        prompt = draft.prompt if draft.prompt[0]["role"] == "system" else [*self.system, *draft.prompt]
+        prompt = draft.prompt if draft.prompt[0]["role"] in ("system", "developer") else [*self.system, *draft.prompt]
         identity = _identity(self.task.name, draft.prompt, draft.completion, draft.answer, place.path)
         label = draft.label if draft.label is not None else draft.answer if self._has_labels else ""
         group = draft.group if draft.group is not None else " ".join(question(draft.prompt).casefold().split())

@@ -27,7 +27,7 @@ def number(task: Task) -> Verify:
 
     def verify(completion: str, row: Row) -> Verdict:
         found, wanted = last_number(completion), last_number(row.answer)
-        return Verdict(correct=found is not None and found == wanted, parsed=None if found is None else f"{found:g}")
+        return Verdict(correct=found is not None and found == wanted, parsed=None if found is None else f"{found:.15g}")
 
     return verify
 

@@ -291,3 +291,9 @@ def test_a_mistake_in_source_yaml_is_told_once(conf: Path) -> None:
 def test_a_source_can_be_added_on_the_command_line() -> None:
     config = compose(["task.sources.more.path=a.csv", "task.sources.more.prompt=text"]).config
     assert config.task.sources["more"].kind == "path"
+
+
+def test_a_setting_that_another_refers_to_is_told_where_it_is_set() -> None:
+    first, second = refusal("sft.trainer.max_length=0").splitlines()
+    assert first.startswith("sft.trainer.max_length: expected greater than or equal to 1, got 0 (in the command line)")
+    assert second.startswith("prepare.max_length: expected greater than or equal to 1, got 0")

@@ -339,3 +339,13 @@ def test_a_record_knows_the_file_as_the_user_wrote_it(
     for path in ("rows", "rows/", "rows/*.csv", "rows/a.csv", "./rows"):
         (record,) = read_source(make_source(path), Defects(1), 1000)
         assert record == Record(Place("./rows/a.csv" if path == "./rows" else "rows/a.csv", 2), {"query": "hi"})
+
+
+def test_a_record_with_two_faults_counts_once_and_reasons_of_a_kind_together(tmp_path: Path) -> None:
+    with (tmp_path / "quarantine").open("w") as stream:
+        defects = Defects(10, stream)
+        for line, (first, second) in enumerate([("'a' is empty", "no label 'x'"), ("'b' is empty", "no label 'y'")], 1):
+            defects.add(Place("a.csv", line), first)
+            defects.add(Place("a.csv", line), second)
+    assert (len(defects), defects.num_records, defects.num_faulty) == (4, 2, 2)
+    assert defects.reasons == {"… is empty": 2, "no label …": 2}

@@ -157,3 +157,99 @@ def test_every_fault_of_a_record_is_told(make_source: MakeSource, tmp_path: Path
     with pytest.raises(Malformed) as error:
         Reader(make_source(tmp_path / "a.csv", prompt="query", answer="label")).read({"query": "", "label": 3})
     assert error.value.reasons == ("'query' is empty", "'label' is a number, expected text")
+
+
+ROW = {
+    "id": "1",
+    "task": "t",
+    "prompt": [USER],
+    "completion": [ANSWER],
+    "answer": "On its way.",
+    "label": "card",
+    "source": "a.jsonl:1",
+    "group": "customer 7",
+}
+
+
+def test_what_another_prepare_wrote_is_recognised_and_keeps_label_and_group(draft: Callable[..., Draft]) -> None:
+    found = draft(ROW)
+    assert (found.prompt, found.completion) == ([USER], [ANSWER])
+    assert (found.label, found.written, found.group) == ("card", "card", "customer 7")
+    assert draft(ROW | {"completion": []}).completion == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"prompt": "Where?"}, "'prompt' is text, expected a list of messages"),
+        ({"completion": "Here."}, "'completion' is text, expected a list of messages"),
+        ({"prompt": [{"role": "usr", "content": "a"}]}, "message 1 has the role 'usr'"),
+        ({"label": 3}, "'label' is a number, expected text"),
+    ],
+)
+def test_a_row_that_was_spoiled(draft: Callable[..., Draft], changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Malformed) as error:
+        draft(ROW | changes)
+    assert reason in str(error.value)
+
+
+def test_a_row_that_lost_a_field(make_source: MakeSource, tmp_path: Path) -> None:
+    reader = Reader(make_source(tmp_path / "a.jsonl", prompt=None, answer=None))
+    reader.read(ROW)
+    with pytest.raises(Malformed, match="no field 'label'"):
+        reader.read({name: value for name, value in ROW.items() if name != "label"})
+
+
+def test_an_input_of_white_space_is_none(draft: Callable[..., Draft]) -> None:
+    assert draft({"instruction": "Translate.", "input": " \n", "output": "Hello"}).prompt[0]["content"] == "Translate."
+
+
+def test_an_answer_beside_a_conversation(draft: Callable[..., Draft]) -> None:
+    fields = {"messages": [USER, ANSWER], "gold": 7, "kind": "card"}
+    assert draft(fields, answer="gold").answer == "7"
+    # The conversation's own answer goes before one that stands for the whole source.
+    assert draft(fields, constant_answer="none").answer == "On its way."
+    called = [USER, {"role": "assistant", "tool_calls": [{"function": CALL}]}]
+    assert draft({"messages": called, "tools": [TOOL]}, constant_answer="none").answer == "none"
+    # What `exclude` names is the label.
+    assert draft(fields, label="kind").written == "card"
+
+
+def test_sharegpts_system_comes_first(draft: Callable[..., Draft]) -> None:
+    turns = [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": ANSWER["content"]}]
+    found = draft({"conversations": turns, "system": "Be brief."})
+    assert found.prompt == [{"role": "system", "content": "Be brief."}, USER]
+
+
+def test_tools_may_have_a_column_of_another_name(draft: Callable[..., Draft]) -> None:
+    found = draft({"messages": [USER, ANSWER], "functions": [TOOL]}, tools="functions")
+    assert found.tools == [TOOL]
+
+
+def test_calls_in_a_completion_are_the_same_form(draft: Callable[..., Draft]) -> None:
+    called = {"role": "assistant", "tool_calls": [{"id": "1", "function": CALL}]}
+    found = draft({"prompt": [USER], "completion": [called], "tools": [TOOL]})
+    assert found.completion[0]["tool_calls"][0]["function"] == {"name": "track", "arguments": {"card": "7"}}
+
+
+OTHER = {"role": "user", "content": "When?"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"chosen": [USER, ANSWER], "rejected": [OTHER, ANSWER]}, "'chosen' and 'rejected' share no prompt"),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER, OTHER, ANSWER]}, "'chosen' holds nothing of its own"),
+        (
+            {"chosen": [USER, ANSWER, OTHER, ANSWER], "rejected": [USER, ANSWER]},
+            "'chosen' begins with a message of the user",
+        ),
+        ({"prompt": [USER, ANSWER], "completion": [OTHER]}, "'completion' begins with a message of the user"),
+        ({"prompt": "a", "completion": [ANSWER, USER]}, "'completion' ends with a message of the user"),
+        ({"prompt": "a", "chosen": "b", "rejected": [ANSWER, ANSWER]}, "message 3 is the assistant's after assistant"),
+    ],
+)
+def test_a_completion_is_the_assistants(draft: Callable[..., Draft], fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Malformed) as error:
+        draft(fields)
+    assert reason in str(error.value)

@@ -146,3 +146,8 @@ def test_a_sample_is_seeded_and_grows_by_need_only() -> None:
     assert small < large
     assert small != set(sample(ids, 20, seed=2).tolist())
     assert len(set(sample(ids[:250], 20, seed=1).tolist()) - small) <= 20 * 50 // 300 + 5
+
+
+def test_of_few_rows_the_newest_is_taken() -> None:
+    rows = [Made(f"{n}", "", f"{n}", float(n)) for n in range(1, 4)]
+    assert times(rows, 0.1, None) == [3.0]

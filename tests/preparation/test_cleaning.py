@@ -184,3 +184,106 @@ def test_gsm8k_against_its_test_set(tmp_path: Path) -> None:
     train = [json.loads(line) for line in (PROJECT / "data/gsm8k/train.jsonl").read_text().splitlines()]
     kept = done["splits"]["train"]["num_rows"] + done["splits"]["validation"]["num_rows"]
     assert kept == len(train) - 4 - done["duplicates"]["exact"]
+
+
+def test_bounds_are_within_what_they_allow(prepared: Prepare) -> None:
+    train = [*OTHERS, record("x" * 12), record("y" * 300), record("z" * 11, "long label")]
+    bounds = ["min_prompt_chars=12", "max_prompt_chars=300", "max_completion_chars=9"]
+    done = prepared(train, [record("hm", "a")], *(f"prepare.filters.{bound}" for bound in bounds))
+    (removed,) = done.removed()
+    assert removed["text"] == "z" * 11
+    bounds = ["min_completion_chars=1", "max_completion_chars=9"]
+    done = prepared(train, None, *(f"prepare.filters.{bound}" for bound in bounds))
+    (removed,) = done.removed()
+    assert removed["reason"] == "filters.max_completion_chars: 9"
+
+
+def test_filters_leave_held_out_rows_alone(prepared: Prepare) -> None:
+    done = prepared([*OTHERS, record("hm")], [record("hm?")], "prepare.filters.min_prompt_chars=5")
+    assert done.asked("heldout") == {"hm?"}
+    assert [each["text"] for each in done.removed()] == ["hm"]
+
+
+def test_every_answer_is_redacted(prepared: Prepare) -> None:
+    said = {"prompt": "Whom?", "chosen": "To a@example.org", "rejected": "To b@example.org, no c@example.org"}
+    thought = {"role": "assistant", "reasoning_content": "d@example.org?", "content": "No."}
+    turns = {"messages": [{"role": "user", "content": "Who?"}, thought]}
+    held = [{"prompt": "never", "chosen": "asked", "rejected": "so"}]
+    options = ["prepare.redact.kinds=[EMAIL_ADDRESS]", "prepare.validation_share=0"]
+    (row,) = prepared([said], held, *options, task="my_conversations").rows("train")
+    assert row.rejected == [{"role": "assistant", "content": "To <EMAIL_ADDRESS>, no <EMAIL_ADDRESS>"}]
+    assert (row.answer, row.completion[0]["content"]) == ("To <EMAIL_ADDRESS>", "To <EMAIL_ADDRESS>")
+    held = [{"prompt": "never", "completion": "asked"}]
+    (row,) = prepared([turns], held, *options, task="my_conversations").rows("train")
+    assert row.completion[0]["reasoning_content"] == "<EMAIL_ADDRESS>?"
+
+
+def test_the_quarantine_is_redacted(prepared: Prepare) -> None:
+    options = ["prepare.redact.kinds=[EMAIL_ADDRESS]", "prepare.on_error=quarantine"]
+    done = prepared([*OTHERS, record("write to jane@example.org", "")], None, *options)
+    (held,) = (done.folder / "quarantine.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(held)["record"] == {"query": "write to <EMAIL_ADDRESS>", "label": ""}
+
+
+def test_of_a_chain_of_copies_none_goes_for_one_that_is_gone(prepared: Prepare) -> None:
+    bare = [f"{sentence(100 + n)} {sentence(200 + n)} {sentence(300 + n)}" for n in range(30)]
+    chains = [[text, f"{text} quickly then moving", f"before anybody knew {text}"] for text in bare]
+    done = prepared([record(text) for chain in chains for text in chain], None)
+    ids = {row.prompt[0]["content"]: row.id for split in ("train", "validation") for row in done.rows(split)}
+    gone = {each["text"]: each for each in done.removed()}
+    assert all(each["of"].split()[0] in ids.values() for each in gone.values())
+    for middle, *ends in chains:
+        if middle in gone and all(end in ids for end in ends):
+            assert gone[middle]["of"].split()[0] in {ids[end] for end in ends}
+
+
+def test_rows_of_one_class_with_other_answers_are_no_copies(prepared: Prepare) -> None:
+    prose = ["A tall ship crosses the bay at dawn.", "Ants never sleep, and nobody asks them why not."]
+    near = [record(LONG, prose[0], kind="k"), record(f"{LONG} 2024", prose[1], kind="k")]
+    train = [each | {"kind": "k"} for each in OTHERS] + near
+    done = prepared(train, None, "task.verify=exact", "task.sources.train.label=kind")
+    assert done.summary["duplicates"]["near"] == 0
+
+
+def test_copies_with_other_calls_are_none(prepared: Prepare) -> None:
+    def calls(text: str, name: str, value: str) -> dict[str, object]:
+        tools = [{"name": name, "parameters": {"type": "object"}}]
+        call = {"type": "function", "function": {"name": name, "arguments": {"value": value}}}
+        turns = [{"role": "user", "content": text}, {"role": "assistant", "tool_calls": [call]}]
+        return {"messages": turns, "tools": tools}
+
+    held = [{"messages": [{"role": "user", "content": "never"}, {"role": "assistant", "content": "asked"}]}]
+    train = [calls(LONG, "track", "seven of nine"), calls(f"{LONG} 2024", "forward", "home")]
+    done = prepared([*train, calls(LONG, "forward", "abroad")], held, task="my_conversations")
+    assert (done.summary["duplicates"]["exact"], done.summary["duplicates"]["near"]) == (0, 0)
+
+
+def test_copies_among_the_held_out_are_counted_and_stay(prepared: Prepare) -> None:
+    done = prepared(OTHERS, [record("never asked"), record("Never asked!")], "prepare.duplicates.near=off")
+    assert (done.summary["duplicates"]["exact"], done.summary["duplicates"]["heldout_exact"]) == (0, 1)
+    assert len(done.rows("heldout")) == 2
+
+
+def test_the_first_set_that_decides_is_the_reason_and_deciding_hits_are_shown(
+    prepared: Prepare, tmp_path: Path
+) -> None:
+    (tmp_path / "public.csv").write_text(f"question\n{LONG}\n")
+    given = f"+prepare.contamination.benchmarks.public={{path: {tmp_path / 'public.csv'}, fields: [question]}}"
+    nine = " ".join(LONG.split()[:9])
+    train = [*OTHERS, *(record(f"{nine} {sentence(80 + n)} {sentence(180 + n)}") for n in range(12)), record(LONG)]
+    done = prepared(train, HELD, given, "prepare.duplicates.near=off")
+    (removed,) = done.removed()
+    assert removed["reason"] == "contamination: equal of heldout"
+    found = done.summary["contamination"]["against"]["heldout"]
+    assert [hit["decides"] for hit in found["examples"]] == [False] * 9 + [True]
+    recorded = prepared(train, HELD, "prepare.duplicates.near=off", "prepare.contamination.policy=record")
+    assert recorded.summary["contamination"]["removed"] == 0
+    assert recorded.summary["contamination"]["against"]["heldout"]["removed"] == 0
+
+
+def test_of_exact_copies_the_first_by_id_stays_wherever_it_stands(prepared: Prepare) -> None:
+    done = prepared([*OTHERS, *(record(each["query"].upper() + "!", each["label"]) for each in OTHERS)], None)
+    removed = done.removed()
+    assert len(removed) == len(OTHERS)
+    assert all(each["of"].split()[0] < each["id"] for each in removed)
+    assert {each["text"].endswith("!") for each in removed} == {True, False}

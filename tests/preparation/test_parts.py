@@ -52,12 +52,26 @@ def test_by_time_what_is_held_out_comes_after(prepared: Prepare) -> None:
     assert after.asked("heldout") == {asked for asked, when in order.items() if when >= "2026-12-01"}
 
 
-def test_a_split_by_time_needs_times(prepared: Prepare) -> None:
+def test_a_split_by_time_needs_times(prepared: Prepare, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a split by time needs `time`"):
         carve(prepared, ROWS, "time")
-    rows = [row | {"when": "soon"} for row in ROWS]
-    with pytest.raises(UserError, match=r"train\.jsonl:1: 'when': expected an instant such as .*, got 'soon'"):
-        carve(prepared, rows, "time", "task.sources.train.time=when")
+    for when in ("soon", "nan", "inf"):
+        rows = [row | {"when": when} for row in ROWS]
+        with pytest.raises(UserError, match=rf"train\.jsonl:1: 'when': expected an instant such as .*, got '{when}'"):
+            carve(prepared, rows, "time", "task.sources.train.time=when")
+    timed = [row | {"when": 0} for row in ROWS]
+    assert carve(prepared, timed, "time", "task.sources.train.time=when").summary["heldout"]["method"] == "time"
+    other = ["task.sources.other.prompt=query", "task.sources.other.answer=label"]
+    (tmp_path / "other.csv").write_text("query,label\nno time at all,a\n")
+    with pytest.raises(UserError, match="a split by time needs `time`"):
+        carve(
+            prepared,
+            timed,
+            "time",
+            "task.sources.train.time=when",
+            f"task.sources.other.path={tmp_path}/other.csv",
+            *other,
+        )
 
 
 def test_matched_reaches_the_shares_that_are_asked(prepared: Prepare) -> None:
@@ -134,3 +148,24 @@ def test_another_runs_rows_are_a_source(prepared: Prepare) -> None:
     assert done.summary["sources"]["train"]["records"] == "row"
     assert len(done.rows("train")) == pytest.approx(228 * 0.95, abs=4)
     assert done.asked("train") | done.asked("validation") <= {row["query"] for row in ROWS}
+
+
+def test_a_customer_of_another_runs_rows_is_on_one_side(prepared: Prepare) -> None:
+    rows = [row | {"customer": f"c{number // 4}"} for number, row in enumerate(ROWS)]
+    first = publish(prepared(rows, None, *APART, "task.sources.train.group=customer", "prepare.validation_share=0"))
+    source = ["~task.sources.train.path", f"+task.sources.train.rows={first}", "prepare.heldout.share=0.3"]
+    columns = ["task.sources.train.prompt=null", "task.sources.train.answer=null"]
+    done = carve(prepared, rows, "hash", *source, *columns)
+    customer = {row["query"]: row["customer"] for row in rows}
+    sides = [{customer[asked] for asked in done.asked(split)} for split in ("train", "validation", "heldout")]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 60
+
+
+def test_held_out_sources_add_nothing_to_fixed_rows(prepared: Prepare) -> None:
+    fixed = publish(prepared(ROWS, [record("held before"), record("held as well")], *APART))
+    again = prepared(ROWS, [record("held before"), record("held later")], *APART, f"prepare.heldout.fixed={fixed}")
+    assert again.asked("heldout") == {"held before", "held as well"}
+    steps = {step["step"]: step["removed"] for step in again.summary["funnel"][1:]}
+    assert steps["held out before"] == steps["of held-out sources and not held out before"] == 1
+    total = sum(split["num_rows"] for split in again.summary["splits"].values())
+    assert again.summary["funnel"][-1]["rows"] == total - 2

@@ -133,3 +133,27 @@ def test_a_verifier_has_to_return_a_verdict(make_task: MakeTask) -> None:
 
     with pytest.raises(UserError, match="returned True, expected a Verdict"):
         Gold(returns_a_boolean, "my:verify").problem(Maker(make_task()).row(draft(), PLACE))
+
+
+def test_a_developers_message_of_the_rows_own_stays(make_task: MakeTask) -> None:
+    own = draft()
+    own.prompt.insert(0, {"role": "developer", "content": "mine"})
+    row = Maker(make_task(instruction="the task's")).row(own, PLACE)
+    assert [message["content"] for message in row.prompt] == ["mine", "a"]
+
+
+def test_a_completion_beside_its_answer_makes_another_row(make_task: MakeTask) -> None:
+    maker, worked = Maker(make_task()), draft()
+    worked.completion = [{"role": "assistant", "content": "It says card."}]
+    assert maker.row(worked, PLACE).id != maker.row(draft(), PLACE).id
+
+
+def test_the_last_message_answers(make_task: MakeTask) -> None:
+    called = draft()
+    called.completion = [
+        {"role": "assistant", "content": "Let me see."},
+        {"role": "tool", "content": "7"},
+        *called.completion,
+    ]
+    gold = Gold(lambda completion, row: Verdict(completion == "card", completion), "v")
+    assert gold.problem(Maker(make_task()).row(called, PLACE)) is None

@@ -55,3 +55,11 @@ def test_exact_compares_the_text() -> None:
 def test_a_task_without_a_verifier_says_so() -> None:
     with pytest.raises(UserError, match=r"task\.verify: mbpp has no verifier; set one of label, exact, number"):
         resolve_verify(compose(["task=mbpp"]).config.task)
+
+
+def test_a_large_number_is_shown_whole() -> None:
+    assert resolve_verify(GSM8K)("it is 12,345,678.5", row("12345678.5")) == Verdict(True, "12345678.5")
+
+
+def test_no_number_equals_no_number_in_vain() -> None:
+    assert resolve_verify(GSM8K)("no idea", row("none")) == Verdict(False, None)
