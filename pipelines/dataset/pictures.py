@@ -99,7 +99,10 @@ def label_shares(labels: Mapping[str, Mapping[str, int]]) -> bytes:
     for line in np.arange(len(shown) - 1) + 0.5:
         axes.axhline(line, color="#eeeeee", linewidth=0.8)
     _plain(axes, "x")
-    drawn.legend(loc="outside lower center", ncols=len(labels), frameon=False)
+    # Three splits of a million rows each have to fit in one line.
+    drawn.legend(
+        loc="outside lower center", ncols=len(labels), frameon=False, fontsize=8, columnspacing=1.2, handletextpad=0.4
+    )
     return png(drawn)
 
 
