@@ -107,7 +107,7 @@ def prepare(config: Config, work: Path) -> dict[str, Any]:
     read = work / INTAKE / intake.RECORD
     taken = _take(config, work) if needs_store(config) or not read.exists() else intake.load(work / INTAKE)
     pool = Pool(Spool(work / INTAKE))
-    pool.funnel = begun(taken, pool)
+    pool.funnel = begun(taken)
     found = _clean(config, pool, work / INTAKE)
     if config.prepare.pass_rate.samples is not None:
         found["pass_rate"] = keep_in_band(config, pool)

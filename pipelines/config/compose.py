@@ -206,4 +206,18 @@ def _unknown_override(override: Override, overrides: list[Override], cause: str,
         return f"{key}: not in the configuration yet; add it with +{override.input_line} (in the command line)"
     if key in groups:
         return f"{key}: {' '.join(cause.split())}"
+    if not valid and (unknown := _unknown_block(key)):
+        above, _, wrong = unknown.rpartition(".")
+        return f"{key}: {unknown} is unknown{did_you_mean(wrong, valid_keys(above, {}))} (in the command line)"
     return f"{key}: unknown key{did_you_mean(name, [*valid, *([] if block else groups)])} (in the command line)"
+
+
+def _unknown_block(key: str) -> str:
+    """The first block of a dotted key that is none; empty where all are."""
+    parts = key.split(".")
+    prefixes = (".".join(parts[:end]) for end in range(1, len(parts)))
+    for prefix in prefixes:
+        above, _, name = prefix.rpartition(".")
+        if (valid := valid_keys(above, {})) and name not in valid:
+            return prefix
+    return ""

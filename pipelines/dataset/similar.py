@@ -172,14 +172,6 @@ class Clusters:
         return self.roots(np.arange(len(self._parent)))
 
 
-def connected(num_rows: int, pairs: Iterator[Pair]) -> Numbers:
-    """For each row the first row of the cluster that the pairs connect it with, (num_rows,)."""
-    clusters = Clusters(num_rows)
-    for pair in pairs:
-        clusters.join(pair.first, pair.second)
-    return clusters.numbers()
-
-
 def similar_pairs(
     signatures: Signatures,
     texts: Callable[[Pairs], list[str]],

@@ -16,7 +16,7 @@ from pipelines.preparation.pool import Pool
 MOST_LABELS = 1000  # a task whose answers are all its labels has no use for a table of them
 
 
-def begun(taken: Intake, pool: Pool) -> list[dict[str, Any]]:
+def begun(taken: Intake) -> list[dict[str, Any]]:
     """The funnel's first steps, which happened while the sources were read."""
     rows = sum(source.num_read for source in taken.sources.values())
     steps: list[dict[str, Any]] = [{"step": "records read", "rows": rows}]

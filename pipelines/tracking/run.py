@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import socket
 import tempfile
 import traceback
@@ -25,6 +26,7 @@ from pipelines.errors import Refused, Stopped
 from pipelines.tracking.source import source_tags
 
 TAG_LIMIT = 8000
+UNFIT = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in a metric's name, and a user's own name may hold
 DIGEST_LIMIT = 36  # MLflow's column; the whole digest goes into a tag of the input
 
 
@@ -40,7 +42,7 @@ class Run:
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         now = get_current_time_millis()
-        found = [Metric(name, float(value), now, step) for name, value in values.items()]
+        found = [Metric(UNFIT.sub("_", name), float(value), now, step) for name, value in values.items()]
         MlflowClient().log_batch(self.id, metrics=found)
 
     def tags(self, values: Mapping[str, object]) -> None:

@@ -114,6 +114,14 @@ def test_a_mistyped_override_names_the_right_one(override: str, right: str) -> N
     assert f"nearest valid name: {right}" in said
 
 
+def test_a_mistyped_block_names_the_right_one() -> None:
+    said = refusal("prepare.duplicate.near=off")
+    assert said == (
+        "prepare.duplicate.near: prepare.duplicate is unknown; nearest valid name: duplicates (in the command line)"
+    )
+    assert "prepar is unknown; nearest valid name: prepare" in refusal("prepar.duplicates.near=off")
+
+
 def test_a_removed_field_is_missing() -> None:
     assert refusal("~evaluate.worst") == "evaluate.worst: missing; a value is required (in the command line)"
     assert "bias" not in compose(["~adapter.peft.bias"]).config.adapter.peft

@@ -1,10 +1,8 @@
 import base64
 import copy
 import io
-import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ from PIL import Image
 
 from pipelines.dataset.pictures import Lengths
 from pipelines.dataset.report import html_report, notices
+from tests.page import SpacedPage
 
 HOSTILE = '<script>alert("x")</script><img src="https://example.org/x.png">'
 EXAMPLES = "<h3>train, row 1</h3><pre>user: hi <mark>card_arrival</mark></pre>"
@@ -125,27 +124,6 @@ REMOVED: list[dict[str, Any]] = [
 ]
 
 
-class Page(HTMLParser):
-    """The page's tags, resource attributes and visible words."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.words = ""
-        self.feed(html)
-        self.words = re.sub(r"\s+", " ", self.words)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
-        if tag in ("td", "th", "tr", "dt", "dd", "h2", "h3", "p", "small", "b"):
-            self.words += " "
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-
 def changed(path: str, value: Any) -> dict[str, Any]:
     """The summary with one dotted key set."""
     summary = copy.deepcopy(SUMMARY)
@@ -164,7 +142,7 @@ def html() -> str:
 
 @pytest.fixture(scope="module")
 def words(html: str) -> str:
-    return Page(html).words
+    return SpacedPage(html).words
 
 
 def test_the_same_input_gives_the_same_bytes(html: str) -> None:
@@ -208,7 +186,7 @@ def test_the_page_says(words: str, expected: str) -> None:
 
 
 def test_it_is_one_page_that_loads_nothing(html: str) -> None:
-    page = Page(html)
+    page = SpacedPage(html)
     prefix = "data:image/png;base64,"
     assert len(page.links) == 3
     for link in page.links:
@@ -234,7 +212,7 @@ def test_every_string_is_escaped_but_the_examples() -> None:
     summary["quarantine"] = {"num_records": 1, "reasons": {HOSTILE: 1}}
     summary["sources"] = {HOSTILE: summary["sources"]["shop"]}
     summary["duplicates"]["conflict_examples"] = [{"prompt": HOSTILE, "answers": [HOSTILE], "sources": [HOSTILE]}]
-    page = Page(html_report(summary, LENGTHS, EXAMPLES, hostile(REMOVED)))
+    page = SpacedPage(html_report(summary, LENGTHS, EXAMPLES, hostile(REMOVED)))
     assert page.tags.count("img") == 3
     assert "script" not in page.tags
     assert page.words.count('alert("x")') > 25
@@ -242,7 +220,7 @@ def test_every_string_is_escaped_but_the_examples() -> None:
 
 
 def test_with_nothing_but_a_task_there_is_a_page() -> None:
-    words = Page(html_report({"task": "bare", "seed": 0}, Lengths("characters", None, {}, {}), "", [])).words
+    words = SpacedPage(html_report({"task": "bare", "seed": 0}, Lengths("characters", None, {}, {}), "", [])).words
     assert "Rows of bare" in words
     assert "The rows have no labels." in words
     for section in ("Sources", "Contamination", "Duplicates", "Personal data", "Held-out rows", "Removed rows"):
@@ -252,19 +230,19 @@ def test_with_nothing_but_a_task_there_is_a_page() -> None:
 @pytest.mark.parametrize("name", ["funnel", "duplicates", "contamination"])
 def test_a_missing_part_is_a_missing_section(name: str, html: str) -> None:
     summary = {key: value for key, value in SUMMARY.items() if key != name}
-    assert Page(html_report(summary, LENGTHS, "", [])).tags.count("h2") == Page(html).tags.count("h2") - 3
+    assert SpacedPage(html_report(summary, LENGTHS, "", [])).tags.count("h2") == SpacedPage(html).tags.count("h2") - 3
 
 
 def test_rows_without_labels_have_no_picture_of_them() -> None:
     splits = {split: about | {"labels": {"": about["num_rows"]}} for split, about in SUMMARY["splits"].items()}
-    page = Page(html_report(changed("splits", splits), LENGTHS, "", []))
+    page = SpacedPage(html_report(changed("splits", splits), LENGTHS, "", []))
     assert "The rows have no labels." in page.words
     assert page.tags.count("img") == 2
 
 
 def test_labels_that_the_summary_leaves_out_are_not_called_absent() -> None:
     splits = {split: about | {"labels": {}, "num_labels": 7_473} for split, about in SUMMARY["splits"].items()}
-    words = Page(html_report(changed("splits", splits), LENGTHS, "", [])).words
+    words = SpacedPage(html_report(changed("splits", splits), LENGTHS, "", [])).words
     assert "Up to 7,473 labels in a split" in words
     assert "no labels" not in words
 
@@ -272,11 +250,11 @@ def test_labels_that_the_summary_leaves_out_are_not_called_absent() -> None:
 def test_what_was_not_looked_for_is_not_called_absent() -> None:
     summary = SUMMARY | {"redacted": {}, "languages": {}}
     asked: dict[str, Any] = {"redact": {"kinds": []}, "filters": {"languages": None}}
-    words = Page(html_report(summary | {"config": asked}, LENGTHS, "", [])).words
+    words = SpacedPage(html_report(summary | {"config": asked}, LENGTHS, "", [])).words
     assert "Nothing was looked for: prepare.redact.kinds is empty." in words
     assert "Not checked: prepare.filters.languages is not set." in words
     asked = {"redact": {"kinds": ["URL"]}, "filters": {"languages": ["en"]}}
-    words = Page(html_report(summary | {"config": asked}, LENGTHS, "", [])).words
+    words = SpacedPage(html_report(summary | {"config": asked}, LENGTHS, "", [])).words
     assert "Nothing was found." in words
     assert "Languages left out None." in words
 
@@ -284,7 +262,7 @@ def test_what_was_not_looked_for_is_not_called_absent() -> None:
 def test_mixture_and_pass_rates_are_shown_where_there_are_any() -> None:
     mixture = {"shop": {"weight": 0.75, "num_rows": 3_000, "share": 0.75}}
     rates = {"samples": 4, "low": 0.25, "high": 0.75, "rows_by_passed": {"0": 1_100, "4": 7}}
-    words = Page(html_report(SUMMARY | {"mixture": mixture, "pass_rate": rates}, LENGTHS, "", [])).words
+    words = SpacedPage(html_report(SUMMARY | {"mixture": mixture, "pass_rate": rates}, LENGTHS, "", [])).words
     assert "source weight rows share shop 0.75 3,000 75.0 %" in words
     assert "between 25.0 % and 75.0 % of 4 samples right" in words
     assert "samples right rows before the filter 0 1,100 4 7" in words
@@ -292,7 +270,7 @@ def test_mixture_and_pass_rates_are_shown_where_there_are_any() -> None:
 
 def test_many_labels_and_removed_rows_are_cut_and_the_page_says_so() -> None:
     summary = changed("splits.train.labels", {f"label_{n}": 1 for n in range(1_000)})
-    words = Page(html_report(summary, LENGTHS, "", [REMOVED[0]] * 75)).words
+    words = SpacedPage(html_report(summary, LENGTHS, "", [REMOVED[0]] * 75)).words
     assert "Rows of the 200 most frequent of 1,002 labels" in words
     assert "The 20 most frequent of 1002 labels" in words
     assert words.count("r0 (data/shop_1.csv:2)") == 30
@@ -320,7 +298,7 @@ def test_what_needs_a_look_is_noticed(path: str, value: Any, notice: str) -> Non
 
 
 def test_what_needs_a_look_comes_first() -> None:
-    words = Page(html_report(changed("duplicates.conflicts", 2), LENGTHS, "", [])).words
+    words = SpacedPage(html_report(changed("duplicates.conflicts", 2), LENGTHS, "", [])).words
     assert words.index("Prompts that have rows with different answers: 2") < words.index("From records to rows")
     assert "Nothing stands out" not in words
 
@@ -341,7 +319,7 @@ def test_copied_heldout_rows_are_not_missed_in_the_funnel() -> None:
     summary = changed("heldout", {"method": "fixed", "fixed": "ab12"})
     summary["funnel"][-1] = {"step": "held out before", "removed": 200, "rows": 1_100}
     assert notices(summary) == []
-    assert "They are those of the rows ab12" in Page(html_report(summary, LENGTHS, "", [])).words
+    assert "They are those of the rows ab12" in SpacedPage(html_report(summary, LENGTHS, "", [])).words
 
 
 def test_importing_the_report_loads_no_heavy_library() -> None:

@@ -12,7 +12,7 @@ import pytest
 from pipelines.config.paths import PROJECT
 from pipelines.dataset.normal import normalised, text_hash
 from pipelines.dataset.shingles import jaccard, shingles
-from pipelines.dataset.similar import HEADS, NEIGHBOURS, Clusters, Pair, Signatures, connected, similar_pairs
+from pipelines.dataset.similar import HEADS, NEIGHBOURS, Clusters, Pair, Signatures, similar_pairs
 
 THRESHOLD = 0.6
 
@@ -149,5 +149,7 @@ def test_a_bucket_of_equal_texts_keeps_its_bound(tmp_path: Path) -> None:
 
 def test_clusters_are_named_by_their_first_row() -> None:
     pairs = [Pair(4, 5, 1.0), Pair(1, 4, 1.0), Pair(0, 2, 1.0), Pair(3, 6, 1.0), Pair(5, 6, 1.0)]
-    assert connected(8, iter(pairs)).tolist() == [0, 1, 0, 1, 1, 1, 1, 7]
-    assert connected(8, iter(reversed(pairs))).tolist() == [0, 1, 0, 1, 1, 1, 1, 7]
+    for given in (pairs, pairs[::-1]):
+        clusters = Clusters(8)
+        assert all(clusters.join(pair.first, pair.second) for pair in given)
+        assert clusters.numbers().tolist() == [0, 1, 0, 1, 1, 1, 1, 7]

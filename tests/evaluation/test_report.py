@@ -3,7 +3,6 @@ import io
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
@@ -14,28 +13,11 @@ from pipelines.evaluation.answer import Answer
 from pipelines.evaluation.evidence import Evidence, gather
 from pipelines.evaluation.pictures import draw
 from pipelines.evaluation.report import html_report
+from tests.page import Page
 
 DECLINE = "out_of_scope"
 HOSTILE = '<script>alert("x")</script><img src="https://example.org/x.png">'
 Labelled = tuple[list[Row], dict[str, list[Answer]]]
-
-
-class Page(HTMLParser):
-    """The page's tags, resource attributes and visible words."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.words = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "action", "data")]
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,13 @@ def test_a_run_of_a_dead_process_is_ended_and_a_living_one_left(opened: str) -> 
     assert MlflowClient().get_run(dead).info.status == "KILLED"
 
 
+def test_a_metric_may_have_a_name_of_the_users_own(world: World) -> None:
+    open_store(Tracking(uri=world.store, experiment="names", system_metrics=False))
+    with started("named", {}) as run:
+        run.metrics({"contamination/my, 'own' set+/8gram": 3.0, "rows/train": 1.0})
+    assert MlflowClient().get_run(run.id).data.metrics == {"contamination/my_ _own_ set_/8gram": 3.0, "rows/train": 1.0}
+
+
 def test_flatten_names_every_leaf() -> None:
     assert flatten({"a": {"b": 1, "c": {"d": [1, 2]}}, "e": {}}) == {"a.b": 1, "a.c.d": [1, 2], "e": {}}
 
