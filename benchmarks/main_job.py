@@ -40,14 +40,14 @@ def flow(temporary: Path) -> Figures:
     warm = _expect(weigh(["make", "finetune"], clone, environment, temporary / "warm.log"))
     if warm.output.count(": reused from run") != 5:
         raise RuntimeError(f"the second run made something anew:\n{warm.output}")
-    metrics = _manifest(clone / "outputs/scores")["about"]["metrics"]
+    scores = _manifest(clone / "outputs/scores")["about"]
     steps = re.search(r"steps in (\d+) s", cold.output)
     return {
         "cold_s": round(cold.wall_s, 1),
         "warm_s": round(warm.wall_s, 1),
         "peak_mb": round(max(cold.tree_mb, warm.tree_mb)),
-        "accuracy_base": metrics["base/accuracy"],
-        "accuracy_adapter": metrics["adapter/accuracy"],
+        "accuracy_base": scores["subjects"]["base"]["eval/correctness/accuracy"],
+        "accuracy_adapter": scores["metrics"]["eval/correctness/accuracy"],
         "train_s": int(steps[1]) if steps else None,
     }
 

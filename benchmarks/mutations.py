@@ -28,7 +28,13 @@ from pipelines.errors import UserError
 
 Keys = tuple[str | int, ...]
 Kind = Literal["misspelled", "wrong type", "outside"]
-OWN_NAMES = ("task.sources", "gate.rules")
+OWN_NAMES = (
+    "task.sources",
+    "gate.rules",
+    "evaluate.subjects",
+    "evaluate.harness.data",
+    "evaluate.harness.data.gsm8k",
+)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pipelines.stages import STAGES, fingerprint_of, gather, place
 
 def execute(stage: str, config: Config) -> None:
     """Runs a stage or the flow in the configured store."""
+    _check_evaluation(stage, config)
     with _nothing_left(_check_sources(stage, config)):
         from pipelines.tracking.run import end_orphans
         from pipelines.tracking.store import open_store
@@ -32,6 +33,7 @@ def execute(stage: str, config: Config) -> None:
 def sweep(stage: str, jobs: Sequence[Composed]) -> None:
     """Runs every job of a sweep as a child of one parent run; a failing job ends the sweep."""
     for job in jobs:
+        _check_evaluation(stage, job.config)
         _check_sources(stage, job.config)
 
     from pipelines.tracking.run import end_orphans, started
@@ -44,6 +46,14 @@ def sweep(stage: str, jobs: Sequence[Composed]) -> None:
             say(f"job {number}/{len(jobs)}: {' '.join(job.overrides)}")
             with started(f"job {number}", {"stage": "job", "overrides": " ".join(job.overrides)}):
                 _one(stage, job.config)
+
+
+def _check_evaluation(stage: str, config: Config) -> None:
+    """What an evaluation needs beside rows and models is looked at first: training would be in vain without it."""
+    if stage in ("evaluate", "finetune"):
+        from pipelines.evaluation.precheck import check
+
+        check(config)
 
 
 def _check_sources(stage: str, config: Config) -> Path | None:
@@ -80,7 +90,7 @@ def _one(stage: str, config: Config) -> None:
     from pipelines.policy.base import pin
 
     with _full_disk_told():
-        if stage != "prepare" and not (stage == "promote" and config.promote.model):
+        if stage not in ("prepare", "compare") and not (stage == "promote" and config.promote.model):
             config = config.model_copy(update={"model": pin(config.model)})
         if stage == "finetune":
             finetune.run(config)

@@ -8,6 +8,8 @@ from pipelines.progress import say
 from pipelines.stages import STAGES, named_input
 from pipelines.tracking.run import started
 
+ACCURACY = "eval/correctness/accuracy"
+IN_SCOPE = "eval/correctness/num_in_scope"
 FLOW = ("prepare", "sft", "evaluate", "package", "promote")
 
 
@@ -18,7 +20,7 @@ def run(config: Config) -> None:
         flow.data(as_yaml(config), "config.yaml")
         for name in FLOW:
             stage = STAGES[name]
-            inputs = {i: named_input(stage, config, i) or made[maker] for i, maker in stage.needs.items()}
+            inputs = {i: named_input(stage, config, i) or made[maker] for i, maker in stage.wanted(config).items()}
             made[name] = run_stage(stage, config, inputs)
         flow.metrics(made["evaluate"].about["metrics"])
         flow.tags({f"product.{name}": product.digest for name, product in made.items()})
@@ -26,9 +28,10 @@ def run(config: Config) -> None:
 
 
 def _summary(made: dict[str, Product]) -> str:
-    metrics, version = made["evaluate"].about["metrics"], made["package"].about
+    scores, version = made["evaluate"].about, made["package"].about
+    by_subject = {name: scores["subjects"][name].get(ACCURACY) for name in (scores["reference"], scores["candidate"])}
+    told = " -> ".join("unjudged" if value is None else f"{value:.1%}" for value in by_subject.values())
     return (
-        f"finetune: held-out accuracy {metrics['base/accuracy']:.1%} -> {metrics['adapter/accuracy']:.1%} "
-        f"on {metrics['adapter/num_in_scope']:,.0f} rows; "
+        f"finetune: held-out accuracy {told} on {scores['metrics'][IN_SCOPE]:,.0f} rows; "
         f"models:/{version['name']}/{version['version']} is {made['promote'].about['alias']}"
     )

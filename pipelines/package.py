@@ -2,17 +2,18 @@
 
 import json
 import shutil
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
+from pipelines.evaluation import record as table
 from pipelines.policy.base import local_folder, template_switches
 from pipelines.product import Product, digest_of, folder_files
 from pipelines.progress import say
 from pipelines.tracking import registry
-from pipelines.tracking.run import Run
+from pipelines.tracking.run import Run, finite
 from pipelines.tracking.source import source_tags
 
 PARITY_ROWS = 8
@@ -23,15 +24,19 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     adapter, scores = inputs["adapter"], inputs["scores"]
     if scores.about["adapter_digest"] != adapter.digest:
         raise UserError(f"package.scores: {scores.folder} judges another adapter than {adapter.folder}")
-    answers = _first_answers(scores.file("answers.jsonl"))
+    answers = _first_answers(scores)
     folder = work / "model"
     shutil.rmtree(folder, ignore_errors=True)
-    files = {"adapter": adapter.folder, "scores": scores.file("scores.json")}
-    registry.write_model(folder, files, _settings(config), answers[0]["prompt"])
+    # What evaluate keeps in a file is without what differs with the machine's speed; a gate may ask for that too.
+    metrics = work / "scores.json"
+    metrics.write_text(json.dumps({"metrics": scores.about["metrics"]}, indent=2) + "\n", encoding="utf-8")
+    files = {"adapter": adapter.folder, "scores": metrics}
+    registry.write_model(folder, files, _settings(config, scores), answers[0][0])
     _check_parity(folder, answers)
     lineage = _lineage(config, adapter, scores, digest_of(folder_files(folder)))
     name = config.package.registered_model
-    model_id = registry.log_model(run.id, name, folder, lineage, scores.about["metrics"])
+    model_id = registry.log_model(run.id, name, folder, lineage)
+    registry.log_metrics(model_id, finite(scores.about["metrics"]), scores.about["heldout"])
     version = registry.register(name, model_id, run.id, lineage | _headline(scores))
     registry.point(name, "candidate", version.number)
     shutil.rmtree(folder)
@@ -46,8 +51,11 @@ def is_current(config: Config, found: Product) -> bool:
     return registry.exists(found.about["name"], found.about["version"])
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    """What the registered model needs to load its base and to answer as it was evaluated."""
+def _settings(config: Config, scores: Product) -> dict[str, Any]:
+    """What the registered model needs to load its base and to answer as it was evaluated.
+
+    `temperature` is the one that calibrates its confidence, None where none was fitted.
+    """
     folder = local_folder(config.model)
     model = config.model.model_copy(update={"id": str(folder) if folder else config.model.id})
     return {
@@ -57,22 +65,23 @@ def _settings(config: Config) -> dict[str, Any]:
         "compute": config.compute.model_dump(),
         "template": template_switches(config.model),
         "max_new_tokens": config.evaluate.max_new_tokens,
+        "temperature": scores.about["temperature"],
     }
 
 
-def _first_answers(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in islice(lines, PARITY_ROWS)]
+def _first_answers(scores: Product) -> list[tuple[list[dict[str, Any]], str, str]]:
+    """Prompt, answer and row of the candidate's first held-out rows."""
+    records, _ = table.read(scores.file("answers.parquet"))
+    found = table.of(records, table.HELDOUT, scores.about["candidate"])[:PARITY_ROWS]
+    return [(json.loads(record.prompt), str(record.answer), record.row_id) for record in found]
 
 
-def _check_parity(folder: Path, answers: list[dict[str, Any]]) -> None:
+def _check_parity(folder: Path, answers: Sequence[tuple[list[dict[str, Any]], str, str]]) -> None:
     """The written model, loaded as a server would load it, answers as the evaluated adapter did."""
-    served = registry.answer(folder, [record["prompt"] for record in answers])
-    for record, text in zip(answers, served, strict=True):
-        if text != record["adapter"]:
-            raise RuntimeError(
-                f"row {record['row_id']}: evaluated answer {record['adapter']!r}, packaged model answers {text!r}"
-            )
+    served = registry.answer(folder, [prompt for prompt, _, _ in answers])
+    for (_, evaluated, row_id), text in zip(answers, served, strict=True):
+        if text != evaluated:
+            raise RuntimeError(f"row {row_id}: evaluated answer {evaluated!r}, packaged model answers {text!r}")
 
 
 def _lineage(config: Config, adapter: Product, scores: Product, model_digest: str) -> dict[str, str]:
@@ -94,5 +103,7 @@ def _lineage(config: Config, adapter: Product, scores: Product, model_digest: st
 
 
 def _headline(scores: Product) -> dict[str, str]:
-    shown = ("adapter/accuracy", "base/accuracy", "comparison/accuracy_difference_low", "adapter/decline_rate")
-    return {name.replace("/", "."): f"{scores.about['metrics'][name]:.4f}" for name in shown}
+    """The metrics that a reader of the registry looks for first, where there are such."""
+    shown = ("correctness/accuracy", "refusal/decline_rate", "red_team/attack_success_rate", "calibration/temperature")
+    metrics = scores.about["metrics"]
+    return {name.replace("/", "."): f"{metrics[f'eval/{name}']:.4f}" for name in shown if f"eval/{name}" in metrics}

@@ -63,6 +63,11 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     return {"name": version.name, "version": version.number, "alias": config.promote.to}
 
 
+def unneeded(config: Config) -> tuple[str, ...]:
+    """A model named by URI needs no version of this configuration."""
+    return ("version",) if config.promote.model else ()
+
+
 def is_current(config: Config, found: Product) -> bool:
     """Whether the alias still points where this decision moved it; a model named by URI is judged every time."""
     if config.promote.model:

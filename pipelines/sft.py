@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.schema import Config
+from pipelines.dataset.questions import write_questions
 from pipelines.dataset.rows import read_rows
 from pipelines.errors import UserError
 from pipelines.policy import mask
@@ -16,6 +17,7 @@ from pipelines.progress import say
 from pipelines.tracking.pictures import length_histogram, loss_curve
 from pipelines.tracking.run import Run, finite
 
+SPLITS = ("train", "validation")
 CHECKPOINTS = "checkpoints"
 START = "start"  # the untrained adapter, where its start took weights from the base
 
@@ -24,7 +26,7 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     """Trains the adapter into `work`; returns what its manifest says about it."""
     settings = trainer_settings(config, work)
     tokenizer = _tokenizer(config)
-    examples = {split: _encoded(config, tokenizer, inputs["rows"], split) for split in ("train", "validation")}
+    examples = {split: _encoded(config, tokenizer, inputs["rows"], split) for split in SPLITS}
     audited = _audit(config, tokenizer, examples["train"], run)
     for split in examples:
         digest = inputs["rows"].about["digests"][split]
@@ -34,6 +36,8 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     examples.clear()  # the trainer has its own copy
     fitted = _fit(config, trainer, work, run)
     _draw_lengths(config, audited, run)
+    # Evaluation refuses held-out rows that are among them, whoever brings the rows.
+    write_questions(work, (row for split in SPLITS for row in read_rows(inputs["rows"].file(f"{split}.jsonl"))))
     return _save(config, trainer, tokenizer, fitted, work, run)
 
 

@@ -21,18 +21,23 @@ class Stage:
     """One step of the way from rows to a promoted version.
 
     `blocks` are the parts of the configuration that decide its product, `needs` maps each input to the stage
-    that makes it, `kind` names the product. `instead` is an option of its block that takes the inputs' place.
+    that makes it, `kind` names the product.
     """
 
     name: str
     kind: str
     blocks: tuple[str, ...]
     needs: Mapping[str, str]
-    instead: str = ""
 
     @property
     def module(self) -> Any:
         return importlib.import_module(f"pipelines.{self.name}")
+
+    def wanted(self, config: Config) -> dict[str, str]:
+        """The inputs that this configuration needs; a stage whose options take an input's place has `unneeded`."""
+        unneeded = getattr(self.module, "unneeded", None)
+        without = unneeded(config) if unneeded else ()
+        return {name: maker for name, maker in self.needs.items() if name not in without}
 
 
 STAGES = {
@@ -52,7 +57,8 @@ STAGES = {
             ("task", "model", "adapter", "compute", "package", "evaluate"),
             {"adapter": "sft", "scores": "evaluate"},
         ),
-        Stage("promote", "decision", ("gate", "promote"), {"version": "package"}, instead="model"),
+        Stage("promote", "decision", ("gate", "promote"), {"version": "package"}),
+        Stage("compare", "leaderboard", ("task", "compare", "evaluate"), {"rows": "prepare"}),
     )
 }
 
@@ -87,9 +93,7 @@ def gather(stage: Stage, config: Config) -> dict[str, Product]:
 
     Raises UserError naming the stage to run first.
     """
-    if stage.instead and getattr(getattr(config, stage.name), stage.instead) is not None:
-        return {}
-    return {name: _input(stage, config, name, maker) for name, maker in stage.needs.items()}
+    return {name: _input(stage, config, name, maker) for name, maker in stage.wanted(config).items()}
 
 
 def named_input(stage: Stage, config: Config, name: str) -> Product | None:

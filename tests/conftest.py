@@ -12,6 +12,15 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM
 from pipelines import __main__ as launcher
 from pipelines.config.paths import PROJECT
 
+CARD = """\
+capability: The query names one of six intents of a bank's customers.
+labelled_by: The authors of Banking77; one person a query.
+independence: Banking77's own test part; training sees none of it.
+production: Not known, there is no production.
+limits: Six intents and six queries of each.
+version: "1"
+date: "2026-11-26"
+"""
 INTENTS = ("card_arrival", "exchange_rate", "age_limit", "change_pin", "lost_or_stolen_card", "transfer_timing")
 
 
@@ -55,6 +64,7 @@ def small_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for intent in INTENTS:
                 texts = [r["text"].strip() for r in records if r["category"] == intent][:count]
                 writer.writerows([text, intent] for text in texts)
+    (folder / "card.yaml").write_text(CARD, encoding="utf-8")
     return folder
 
 
@@ -80,6 +90,7 @@ class World:
             f"task.sources.train.path={self.rows / 'train.csv'}",
             f"task.sources.heldout.path={self.rows / 'heldout.csv'}",
             "task.decline_label=age_limit",
+            f"task.card={self.rows / 'card.yaml'}",
             "prepare.validation_share=0.2",
             f"model.id={self.model}",
             "adapter.peft.r=8",
@@ -88,6 +99,9 @@ class World:
             "sft.trainer.logging_steps=1",
             "evaluate.max_new_tokens=8",
             "evaluate.resamples=1000",
+            "evaluate.robustness.rows=6",
+            "evaluate.red_team.wraps=1",
+            "evaluate.cost.rows=3",
             "tracking.system_metrics=false",
             f"tracking.uri={self.store}",
             f"paths.rows={self.folder / 'rows'}",

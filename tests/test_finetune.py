@@ -9,6 +9,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines import product as products
+from pipelines.evaluation import record as table
 from tests.conftest import World
 
 STAGES = ["prepare", "sft", "evaluate", "package", "promote"]
@@ -35,7 +36,8 @@ def test_flow_is_one_run_with_a_child_for_each_stage(finished: World) -> None:
     stages = children(flow)
     assert sorted(stages) == sorted(STAGES)
     assert {run.info.status for run in [flow, *stages.values()]} == {"FINISHED"}
-    assert flow.data.metrics["adapter/accuracy"] == stages["evaluate"].data.metrics["adapter/accuracy"]
+    accuracy = "eval/correctness/accuracy"
+    assert flow.data.metrics[accuracy] == stages["evaluate"].data.metrics[accuracy]
 
 
 def test_runs_carry_configuration_code_and_inputs(finished: World) -> None:
@@ -55,10 +57,11 @@ def test_evaluation_logs_report_pictures_and_answers(finished: World) -> None:
     run = children(flows(finished)[0])["evaluate"]
     files = {a.path: a.file_size for a in MlflowClient().list_artifacts(run.info.run_id, "evaluation")}
     assert files["evaluation/report.html"] > 10_000
+    assert files["evaluation/answers.parquet"] > 5_000
     assert files["evaluation/accuracy_bars.png"] > 5_000
     table = mlflow.load_table("evaluation/answers.json", run_ids=[run.info.run_id])
     assert len(table) == 36
-    assert run.data.metrics["adapter/accuracy"] == pytest.approx(
+    assert run.data.metrics["eval/correctness/accuracy"] == pytest.approx(
         table[table.expected != "age_limit"].adapter_correct.mean()
     )
 
@@ -72,7 +75,7 @@ def test_staging_alias_points_to_a_version_with_its_lineage(finished: World) -> 
     assert version.tags["rows.digest"] == products.load(finished.product("rows")).digest
     assert {"git.commit", "git.dirty", "lock.digest", "config.digest", "seed", "base.license"} <= set(version.tags)
     assert version.tags["gate.result"] == "promoted to staging"
-    assert version.tags["gate.accuracy"].startswith("pass  accuracy: adapter/accuracy = ")
+    assert version.tags["gate.accuracy"].startswith("pass  accuracy: eval/correctness/accuracy = ")
 
 
 def test_registered_model_answers_as_it_was_evaluated_without_pickle(
@@ -81,10 +84,10 @@ def test_registered_model_answers_as_it_was_evaluated_without_pickle(
     mlflow.set_tracking_uri(finished.store)
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     model = mlflow.pyfunc.load_model(f"models:/{finished.folder.name}@staging")
-    answers = (finished.product("scores") / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    for record in map(json.loads, answers[:12]):
-        reply = model.predict({"messages": record["prompt"]})
-        assert reply["choices"][0]["message"] == {"role": "assistant", "content": record["adapter"]}
+    records, _ = table.read(finished.product("scores") / "answers.parquet")
+    for record in table.of(records, table.HELDOUT, "adapter")[:12]:
+        reply = model.predict({"messages": json.loads(record.prompt)})
+        assert reply["choices"][0]["message"] == {"role": "assistant", "content": record.answer}
         assert reply["usage"]["total_tokens"] > reply["usage"]["prompt_tokens"] > 0
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{finished.folder.name}@staging"))
     files = [path for path in folder.rglob("*") if path.is_file()]

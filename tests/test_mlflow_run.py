@@ -18,6 +18,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines.config.paths import PROJECT
+from pipelines.evaluation import record as table
 from pipelines.tracking.install import environment_link
 from pipelines.tracking.run import end_orphans
 from tests.conftest import World
@@ -173,15 +174,14 @@ def test_scoring_server_answers_as_it_was_evaluated(finished: World, tmp_path: P
     port = free_port()
     uri = f"models:/{finished.folder.name}@staging"
     command = ["mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(port), "-h", "127.0.0.1"]
-    (line, *_) = (finished.product("scores") / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    record = json.loads(line)
+    record = table.of(table.read(finished.product("scores") / "answers.parquet")[0], table.HELDOUT, "adapter")[0]
     address = f"http://127.0.0.1:{port}"
     with served(command, f"{address}/ping", {"MLFLOW_TRACKING_URI": finished.store}, tmp_path / "serve.log"):
-        body = json.dumps({"messages": record["prompt"]}).encode()
+        body = json.dumps({"messages": json.loads(record.prompt)}).encode()
         request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as response:
             reply = json.loads(response.read())
-    assert reply["choices"][0]["message"]["content"] == record["adapter"]
+    assert reply["choices"][0]["message"]["content"] == record.answer
     assert reply["choices"][0]["finish_reason"] in ("stop", "length")
 
 

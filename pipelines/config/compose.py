@@ -18,12 +18,15 @@ from omegaconf.errors import OmegaConfBaseException
 from pipelines.config.defaults import check_defaults
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.paths import CONF
-from pipelines.config.schema import Config, SourceFields
+from pipelines.config.schema import Config, SourceFields, SubjectFields
 from pipelines.config.validate import check_unresolved, valid_keys, validate
 from pipelines.errors import UserError
 
-BLOCK_FILES = ("source", "prepare", "sft", "evaluate", "package", "promote")
-_SOURCE_FIELD = re.compile(r"task\.sources\.[^.=]+\.(\w+)=")
+BLOCK_FILES = ("source", "subject", "prepare", "sft", "evaluate", "package", "promote", "compare")
+_SHORT = re.compile(r"^(\+\+|\+|~)?eval\.")
+# Names of a user's own, whose fields are completed from a file of defaults.
+_COMPLETED = re.compile(r"(task\.sources|evaluate\.subjects)\.[^.=]+\.(\w+)=")
+_FIELDS = {"task.sources": SourceFields.model_fields, "evaluate.subjects": SubjectFields.model_fields}
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def as_yaml(config: Config) -> str:
 def compose(overrides: Sequence[str], conf: Path = CONF) -> Composed:
     """Composes the folder `conf` with the overrides and validates the result. Raises UserError."""
     given = tuple(overrides)
-    overrides = [_of_source(text) for text in given]
+    overrides = [_completed(text) for text in given]
     parsed = _parse(overrides)
     _check_given(parsed, conf)
     try:
@@ -63,10 +66,14 @@ def compose(overrides: Sequence[str], conf: Path = CONF) -> Composed:
     return Composed(validate(container, origin), given)
 
 
-def _of_source(text: str) -> str:
-    """A field of a source may be given whether its file gives it or leaves it to `conf/source.yaml`."""
-    found = _SOURCE_FIELD.match(text)
-    return f"++{text}" if found and found[1] in SourceFields.model_fields else text
+def _completed(text: str) -> str:
+    """An override as Hydra takes it: `eval` is short for `evaluate`.
+
+    A field of a source or a subject may be given whether its file gives it or leaves it to the file of defaults.
+    """
+    text = _SHORT.sub(r"\1evaluate.", text)
+    found = _COMPLETED.match(text)
+    return f"++{text}" if found and found[2] in _FIELDS[found[1]] else text
 
 
 def _hydra(overrides: Sequence[str], conf: Path) -> Any:

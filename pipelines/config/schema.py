@@ -21,7 +21,17 @@ class Block(BaseModel):
 
 
 SOURCE_KINDS = ("path", "hub", "sql", "traces", "rows")
-Shape = Literal["auto", "columns", "messages", "prompt_completion", "prompt_answer", "alpaca", "sharegpt", "preference"]
+Shape = Literal[
+    "auto",
+    "columns",
+    "messages",
+    "prompt_completion",
+    "prompt_answer",
+    "alpaca",
+    "sharegpt",
+    "preference",
+    "openai_evals",
+]
 PiiKind = Literal[
     "EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADDRESS", "US_SSN", "URL", "CRYPTO", "MAC_ADDRESS"
 ]
@@ -34,7 +44,8 @@ Length = Annotated[int, Field(ge=0)]
 class SourceFields(Block):
     """Where records come from and how they become rows.
 
-    One of `path`, `hub`, `sql`, `traces` and `rows` names the place. `prompt` to `tools` are column names;
+    One of `path`, `hub`, `sql`, `traces` and `rows` names the place. `prompt` to `context` are column names, and
+    `keep` names columns that stay with the row as they are, for slices;
     `constant_answer` replaces the answer column where all rows of the source share one. `parts`, `exclude`,
     `limit` and `weight` select: parts of a CLINC150 file or splits of a dataset, labels left out, how many rows
     a seeded sample keeps (null keeps all), and the source's share among the training sources with a weight.
@@ -63,6 +74,8 @@ class SourceFields(Block):
     time: Text | None
     system: Text | None
     tools: Text | None
+    context: Text | None
+    keep: list[Text]
     parts: list[Text] | None
     exclude: list[Text]
     limit: Count | None
@@ -114,6 +127,8 @@ class Task(Block):
     instruction: Text | None
     labels: Text | None
     decline_label: Text | None
+    card: Text | None
+    red_team: list[Text]
     sources: dict[str, Source]
 
 
@@ -335,15 +350,183 @@ class Sft(Block):
     trainer: dict[str, Any]
 
 
+class EndpointFields(Block):
+    """An OpenAI-compatible endpoint: where it is, how it is asked, and what it may cost.
+
+    `at` is its address up to `/v1`, `api_key` reads `env:NAME`. Prices are US dollars per million tokens;
+    nothing is sent that could go over `spending_limit` dollars.
+    """
+
+    at: Text | None
+    model: Text | None
+    api_key: Annotated[str, Field(pattern=r"^env:[A-Za-z_][A-Za-z0-9_]*$")] | None
+    concurrency: Count
+    timeout_s: Annotated[float, Field(gt=0)]
+    retries: Length
+    price_in: Annotated[float, Field(ge=0)] | None
+    price_out: Annotated[float, Field(ge=0)] | None
+    spending_limit: Annotated[float, Field(gt=0)] | None
+
+    @model_validator(mode="after")
+    def _limit_needs_prices(self) -> "EndpointFields":
+        if self.spending_limit is not None and (self.price_in is None or self.price_out is None):
+            raise ValueError("spending_limit needs price_in and price_out")
+        return self
+
+
+class SubjectFields(EndpointFields):
+    """What is judged.
+
+    kind base is the base model of this configuration and adapter a folder that a training stage wrote (`at` null:
+    the adapter of this configuration); version is `models:/name/3` or `models:/name@alias`; model is a folder of
+    merged or quantised weights, or a Hub id; endpoint answers over HTTP. An `optional` subject that isn't there
+    is left out.
+    """
+
+    kind: Literal["base", "adapter", "version", "model", "endpoint"] | None
+    optional: bool
+
+
+class Subject(SubjectFields):
+    """One subject, its fields completed from `conf/subject.yaml`."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "Subject":
+        if self.kind is None:
+            raise ValueError("kind must be one of base, adapter, version, model and endpoint")
+        if self.kind in ("version", "model", "endpoint") and self.at is None:
+            raise ValueError(f"kind {self.kind} needs at")
+        if self.kind == "base" and self.at is not None:
+            raise ValueError("kind base is this configuration's model; at belongs to the other kinds")
+        if self.kind == "endpoint" and self.model is None:
+            raise ValueError("kind endpoint needs model, the name that the endpoint knows it by")
+        return self
+
+
+Metric = Literal["accuracy", "token_f1", "rouge_l", "chrf", "pass_at_k", "json_valid", "json_fields", "tool_calls"]
+Perturbation = Literal["typos", "upper", "lower", "polite", "punctuation"]
+
+
+class PassAt(Block):
+    """Samples of each row for pass@k; samples null draws none."""
+
+    samples: Count | None
+    k: list[Count] = Field(min_length=1)
+    temperature: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> "PassAt":
+        if self.samples is not None and max(self.k) > self.samples:
+            raise ValueError(f"k: {max(self.k)} is over samples, {self.samples}")
+        return self
+
+
+class Calibration(Block):
+    """How sure a subject is, and the temperature that is fitted on validation rows."""
+
+    confidence: Literal["auto", "labels", "answer", "verbalised", "none"]
+    validation_rows: Count
+    bins: Annotated[int, Field(ge=2)]
+
+
+class Robustness(Block):
+    """How many held-out rows are asked again in other words' clothes, and how; rows null asks none."""
+
+    rows: Count | None
+    kinds: list[Perturbation] = Field(min_length=1)
+
+
+class RedTeam(Block):
+    """How many held-out rows each attack is wrapped around; null leaves the red team out."""
+
+    wraps: Count | None
+
+
+class Cost(Block):
+    """How many held-out rows are asked one at a time to measure latency; null asks none."""
+
+    rows: Count | None
+
+
+class Faithfulness(Block):
+    """Share of a claim's words that a passage must hold to support it, where no judge is asked."""
+
+    threshold: Annotated[float, Field(gt=0, le=1)]
+
+
+class Judge(EndpointFields):
+    """A language model that compares two answers, both ways round; `at` null asks none. `rows` are sampled."""
+
+    rows: Count
+    prompt: Text
+    claims_prompt: Text
+
+
+class Slices(Block):
+    """Columns of the rows, or of what `keep` kept, by whose values accuracy is told apart."""
+
+    columns: list[Text]
+    min_rows: Count
+
+
+class Harness(Block):
+    """Tasks of the lm-evaluation-harness.
+
+    `data` maps a task to files that take the place of its Hub dataset, by split; `include_path` is a folder with
+    tasks of one's own.
+    """
+
+    tasks: list[Text]
+    num_fewshot: Length | None
+    limit: Count | None
+    chat_template: bool
+    include_path: Text | None
+    data: dict[str, dict[str, Text]]
+
+
 class Evaluate(Block):
-    """Held-out scores of the base and the adapter on the same rows."""
+    """Held-out evaluation of several subjects on the same rows."""
 
     rows: Text | None
     adapter: Text | None
+    subjects: dict[str, Subject] = Field(min_length=1)
+    candidate: Text
+    reference: Text
+    without_card: bool
     max_rows: Count | None
     max_new_tokens: Count
     resamples: Annotated[int, Field(ge=100)]
+    metrics: Annotated[list[Metric], Field(min_length=1)] | None
+    json_schema: Text | None
+    pass_at: PassAt
+    calibration: Calibration
+    robustness: Robustness
+    red_team: RedTeam
+    cost: Cost
+    faithfulness: Faithfulness
+    judge: Judge
+    slices: Slices
+    harness: Harness
     worst: Count
+
+    @model_validator(mode="after")
+    def _names_subjects(self) -> "Evaluate":
+        for field in ("candidate", "reference"):
+            if (name := getattr(self, field)) not in self.subjects:
+                raise ValueError(f"{field}: {name!r} is none of the subjects {', '.join(self.subjects)}")
+        return self
+
+
+class Compare(Block):
+    """A leaderboard of past runs on one held-out set.
+
+    `rows` is its digest (or the digest's beginning); null takes the rows of this configuration. `runs` are ids of
+    evaluate's runs; null takes all that ended well.
+    """
+
+    rows: Annotated[str, Field(pattern=r"^[0-9a-f]{8,64}$")] | None
+    runs: list[Text] | None
+    metric: Text
 
 
 class Package(Block):
@@ -404,6 +587,7 @@ class Config(Block):
     tracking: Tracking
     paths: Paths
     source: SourceFields
+    subject: SubjectFields
     task: Task
     model: Model
     adapter: Adapter
@@ -414,3 +598,4 @@ class Config(Block):
     evaluate: Evaluate
     package: Package
     promote: Promote
+    compare: Compare

@@ -8,7 +8,7 @@ from pydantic_core import ErrorDetails
 
 from pipelines.config import upstream
 from pipelines.config.nearest import did_you_mean, nearest
-from pipelines.config.schema import Block, Config, SourceFields
+from pipelines.config.schema import Block, Config, SourceFields, SubjectFields
 from pipelines.errors import UserError
 
 Origin = Callable[[str], str]
@@ -83,8 +83,8 @@ def validate(container: Mapping[str, Any], origin: Origin) -> Config:
 def check_schema(container: Mapping[str, Any], origin: Origin) -> Config:
     """The mapping as a `Config`, its settings for trl and peft unread. Raises UserError like `validate`."""
     try:
-        _SourceFile.model_validate({"source": container.get("source", {})})
-        return Config.model_validate(_complete_sources(container))
+        _DefaultFiles.model_validate({name: container.get(name, {}) for name in _DefaultFiles.model_fields})
+        return Config.model_validate(_complete(container))
     except ValidationError as error:
         # A setting of the trainer that another field refers to is wrong there, and told there first.
         raise UserError("\n".join([*_trainer_lines(container, origin), *_lines(error, origin)])) from None
@@ -93,9 +93,9 @@ def check_schema(container: Mapping[str, Any], origin: Origin) -> Config:
 def check_unresolved(container: Mapping[str, Any], origin: Origin) -> None:
     """Raises UserError for what is wrong beside the references, such as `${model.learning_rate}`, that lead nowhere."""
     try:
-        Config.model_validate(_complete_sources(container))
+        Config.model_validate(_complete(container))
     except ValidationError as error:
-        items = [item for item in error.errors() if not _is_reference(item["input"])]
+        items = [i for i in error.errors() if i["type"] == "extra_forbidden" or not _is_reference(i["input"])]
         problems = [*_lines_of(items, origin), *_trainer_lines(container, origin)]
         if problems:
             raise UserError("\n".join(problems)) from None
@@ -114,21 +114,27 @@ def _is_reference(value: object) -> bool:
     return isinstance(value, str) and value.startswith("${")
 
 
-class _SourceFile(Block):
-    """What every source is by default; a mistake in it is told once, not for each source."""
+class _DefaultFiles(Block):
+    """What every source and every subject is by default; a mistake in it is told once, not for each of them."""
 
     source: SourceFields
+    subject: SubjectFields
 
 
-def _complete_sources(container: Mapping[str, Any]) -> dict[str, Any]:
-    """Each source of the task over the values of `conf/source.yaml`."""
-    task = container.get("task")
-    sources = task.get("sources") if isinstance(task, Mapping) else None
-    if not isinstance(task, Mapping) or not isinstance(sources, Mapping):
+def _complete(container: Mapping[str, Any]) -> dict[str, Any]:
+    """Each source of the task over the values of `conf/source.yaml`, each subject over those of `conf/subject.yaml`."""
+    found = _over(container, "task", "sources", "source")
+    return _over(found, "evaluate", "subjects", "subject")
+
+
+def _over(container: Mapping[str, Any], block: str, field: str, defaults: str) -> dict[str, Any]:
+    held = container.get(block)
+    named = held.get(field) if isinstance(held, Mapping) else None
+    base = container.get(defaults)
+    if not isinstance(held, Mapping) or not isinstance(named, Mapping) or not isinstance(base, Mapping):
         return dict(container)
-    defaults = container["source"]
-    merged = {n: {**defaults, **given} if isinstance(given, Mapping) else given for n, given in sources.items()}
-    return {**container, "task": {**task, "sources": merged}}
+    merged = {n: {**base, **given} if isinstance(given, Mapping) else given for n, given in named.items()}
+    return {**container, block: {**held, field: merged}}
 
 
 def valid_keys(block: str, config: Mapping[str, Any]) -> list[str]:
@@ -200,7 +206,13 @@ def _reason(item: ErrorDetails) -> str:
         return _choice(item)
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
-    return f"expected {_expected(item)}, got {item['input']!r}"
+    return f"expected {_expected(item)}, got {_shown(item)}"
+
+
+def _shown(item: ErrorDetails) -> str:
+    """What was given; a key that was written down where its name belongs goes into no log."""
+    secret = item["loc"] and item["loc"][-1] == "api_key" and isinstance(item["input"], str)
+    return "***" if secret else repr(item["input"])
 
 
 def _choice(item: ErrorDetails) -> str:
@@ -238,7 +250,7 @@ def _union_reason(details: list[ErrorDetails]) -> str:
     if len(details) == 1:
         return _reason(details[0])
     wanted = list(dict.fromkeys(_expected(item) for item in details))
-    return f"expected {' or '.join(wanted)}, got {details[0]['input']!r}"
+    return f"expected {' or '.join(wanted)}, got {_shown(details[0])}"
 
 
 def _cross_checks(config: Config, origin: Origin) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pipelines.config.schema import Source
 from pipelines.dataset.defects import Defects, Place
 
 _AS_IT_IS = (str, int, bool, type(None))
-_COLUMNS = ("prompt", "completion", "answer", "label", "group", "time", "system", "tools")
+_COLUMNS = ("prompt", "completion", "answer", "label", "group", "time", "system", "tools", "context")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Record:
 def wanted_columns(source: Source) -> list[str]:
     """The columns that the configuration names, each once."""
     named = (getattr(source, field) for field in _COLUMNS)
-    return list(dict.fromkeys(name for name in named if name is not None))
+    return list(dict.fromkeys(name for name in (*named, *source.keep) if name is not None))
 
 
 def column_reasons(columns: Sequence[str], wanted: Collection[str], whole: str) -> list[str]:

@@ -1,17 +1,16 @@
 """What prepare did, as one self-contained HTML page."""
 
-import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipelines.dataset import pictures
 from pipelines.dataset.pictures import Lengths
 from pipelines.interval import wilson
+from pipelines.page import environment, sources
 
 PERCENTILES = (5, 50, 95, 99)
 SPLITS = ("train", "validation", "heldout")
@@ -44,20 +43,14 @@ def html_report(
     `summary` is what summary.json holds; a part that it lacks is a section that the page lacks. `removed` is a
     sample of the lines of removed.jsonl. The same arguments give the same bytes.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"count": _count, "percent": _percent, "short": _short}
+    templates = environment(Path(__file__).parent)
+    templates.filters["short"] = _short
     splits = _splits(summary)
-    return environment.get_template("report.html.jinja").render(
+    return templates.get_template("report.html.jinja").render(
         summary=summary,
         splits=splits,
         notices=notices(summary),
-        pictures={name: base64.b64encode(png).decode() for name, png in _draw(summary, lengths).items()},
+        pictures=sources(_draw(summary, lengths)),
         labels=_labels(splits),
         num_labels=max((about.get("num_labels", 0) for about in splits.values()), default=0),
         asked=_asked(summary.get("config", {})),
@@ -188,14 +181,6 @@ def _shares(heldout: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """(label, target, achieved) of a matched held-out set."""
     target, achieved = heldout.get("target_shares") or {}, heldout.get("achieved_shares") or {}
     return [(label, target.get(label, 0.0), achieved.get(label, 0.0)) for label in sorted(target | achieved)]
-
-
-def _count(number: int | None) -> str:
-    return "-" if number is None else f"{number:,}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _short(digest: str | None) -> str:

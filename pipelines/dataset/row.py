@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 Message = dict[str, Any]
+FURTHER = ("rejected", "accepted", "context", "kept")  # fields that most rows lack, and then don't write
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,9 @@ class Row:
     `prompt` and `completion` are chat messages (a row that is only there to be answered has no completion),
     `answer` is what `verify` compares with, `label` the class for stratified splits and slices ("" for none),
     `source` reads `file:line`, `group` names what must not be parted by a split, `rejected` is the answer that
-    a preference pair's completion is better than.
+    a preference pair's completion is better than. `accepted` are further right answers, `context` the passages that
+    an answer has to rest on (the prompt holds them), `kept` columns of the source, by whose values scores are told
+    apart.
     """
 
     id: str
@@ -27,13 +30,19 @@ class Row:
     group: str
     tools: list[dict[str, Any]] | None = None
     rejected: list[Message] | None = None
+    accepted: list[str] | None = None
+    context: list[str] | None = None
+    kept: dict[str, str] | None = None
+
+    @property
+    def answers(self) -> list[str]:
+        """Every right answer, `answer` first."""
+        return [self.answer, *(self.accepted or [])]
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields by name, `rejected` only where there is one; the messages are shared, not copied."""
+        """The fields by name, those behind `tools` only where there are any; the messages are shared, not copied."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.rejected is None:
-            del found["rejected"]
-        return found
+        return {name: value for name, value in found.items() if value is not None or name not in FURTHER}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:

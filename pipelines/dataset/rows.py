@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,24 @@ def _row(record: Any) -> Row:
     tools = record.get("tools")
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise ValueError("tools is neither null nor a list of objects")
+    if problem := further_problem(record):
+        raise ValueError(problem)
     return Row.from_dict(record)
+
+
+def further_problem(record: Mapping[str, Any]) -> str | None:
+    """What is wrong with the fields `accepted`, `context` and `kept` that a record has; None where nothing is."""
+    for name in ("accepted", "context"):
+        if name in record and not _are_texts(record[name]):
+            return f"{name} is no list of texts"
+    kept = record.get("kept", {"": ""})
+    if not (isinstance(kept, dict) and kept and all(isinstance(value, str) for value in kept.values())):
+        return "kept is no object of texts"
+    return None
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text for text in value)
 
 
 def _are_messages(value: Any, may_be_empty: bool) -> bool:

@@ -2,7 +2,7 @@
 
 A shape is recognised by its field names and shown; records that fit two shapes, or none, are an error that asks
 for `records:`. Names: messages as OpenAI writes them, alpaca as Stanford's 52k instructions, sharegpt as FastChat's
-`conversations`, preference pairs as TRL's.
+`conversations`, preference pairs as TRL's, openai_evals as the samples of OpenAI's evals (`input`, `ideal`).
 """
 
 import json
@@ -12,8 +12,10 @@ from typing import Any
 
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.schema import Source
+from pipelines.dataset.context import passages
 from pipelines.dataset.messages import arguments_of, problems, text_problem, tools_problem
 from pipelines.dataset.row import Message
+from pipelines.dataset.rows import further_problem
 from pipelines.dataset.strict_json import kind
 
 SHAREGPT_ROLES = {
@@ -27,6 +29,7 @@ SHAREGPT_ROLES = {
     "observation": "tool",
     "tool": "tool",
 }
+EXAMPLE_ROLES = {"example_user": "user", "example_assistant": "assistant"}
 
 
 @dataclass(slots=True)
@@ -42,6 +45,9 @@ class Draft:
     time: str | None = None
     tools: list[dict[str, Any]] | None = None
     rejected: list[Message] | None = None
+    accepted: list[str] | None = None
+    context: list[str] | None = None
+    kept: dict[str, str] | None = None
 
 
 class Malformed(Exception):
@@ -198,6 +204,30 @@ def _shared_start(chosen: list[Message], rejected: list[Message]) -> tuple[list[
     return chosen[:shared], chosen[shared:], rejected[shared:]
 
 
+def _openai_evals(fields: Mapping[str, Any], source: Source) -> Draft:
+    """One sample of an eval that matches its answer with `ideal`, or with any of several."""
+    asked = _side(fields, "input", "user")
+    prompt = [_example_turn(message) for message in asked]
+    ideal = fields.get("ideal")
+    if isinstance(ideal, list) and ideal:
+        numbered = {f"ideal {number}": text for number, text in enumerate(ideal, 1)}
+        right = [_short(numbered, name) for name in numbered]
+    else:
+        right = [_short(fields, "ideal")]
+    completion = [{"role": "assistant", "content": right[0]}]
+    _check([*prompt, *completion], None, "input and ideal")
+    accepted = [text for text in dict.fromkeys(right) if text != right[0]]
+    return Draft(prompt, completion, answer=right[0], accepted=accepted or None)
+
+
+def _example_turn(message: Any) -> Any:
+    """A shot is a system message that its `name` says to be the user's or the assistant's."""
+    if not isinstance(message, dict) or message.get("name") not in EXAMPLE_ROLES:
+        return message
+    rest = {name: value for name, value in message.items() if name != "name"}
+    return {**rest, "role": EXAMPLE_ROLES[message["name"]]}
+
+
 def _row(fields: Mapping[str, Any], source: Source) -> Draft:
     """What another prepare wrote, which may have been edited since."""
     faults = [f"no field {name!r}{did_you_mean(name, fields)}" for name in SIGNS["row"] if name not in fields]
@@ -206,6 +236,9 @@ def _row(fields: Mapping[str, Any], source: Source) -> Draft:
         for name in ("answer", "label", "group")
         if not isinstance(fields.get(name, ""), str)
     ]
+    given = {name: fields[name] for name in ("accepted", "context", "kept") if fields.get(name) is not None}
+    if further := further_problem(given):
+        faults.append(further)
     if faults:
         raise Malformed(*faults)
     tools = _tools(fields, source)
@@ -220,6 +253,7 @@ def _row(fields: Mapping[str, Any], source: Source) -> Draft:
         group=fields["group"],
         tools=tools,
         rejected=fields.get("rejected"),
+        **given,
     )
 
 
@@ -231,6 +265,7 @@ SHAPES: dict[str, Callable[[Mapping[str, Any], Source], Draft]] = {
     "alpaca": _alpaca,
     "sharegpt": _sharegpt,
     "preference": _preference,
+    "openai_evals": _openai_evals,
     "row": _row,
 }
 # The fields that each shape is recognised by.
@@ -241,6 +276,7 @@ SIGNS: dict[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "prompt_completion": ("prompt", "completion"),
     "prompt_answer": ("prompt", "answer"),
+    "openai_evals": ("input", "ideal"),
     "row": ("id", "task", "prompt", "completion", "answer", "label", "source", "group"),
 }
 
@@ -262,6 +298,42 @@ def _add_columns(draft: Draft, fields: Mapping[str, Any], source: Source) -> Non
         draft.group = _short(fields, source.group)
     if source.time:
         draft.time = _short(fields, source.time)
+    _add_context(draft, fields, source)
+    _add_kept(draft, fields, source)
+
+
+def _add_context(draft: Draft, fields: Mapping[str, Any], source: Source) -> None:
+    if source.context is None:
+        return
+    if source.context not in fields:
+        raise Malformed(f"no field {source.context!r}{did_you_mean(source.context, fields)}")
+    try:
+        draft.context = passages(source.context, fields[source.context])
+    except ValueError as error:
+        raise Malformed(str(error)) from None
+
+
+def _add_kept(draft: Draft, fields: Mapping[str, Any], source: Source) -> None:
+    """Columns that stay with the row, beside those that an earlier prepare kept."""
+    before = draft.kept or {}
+    kept = {name: before[name] if name in before else _value(fields, name) for name in source.keep}
+    draft.kept = {**before, **kept} or None
+
+
+def _value(fields: Mapping[str, Any], name: str) -> str:
+    """A text, a number, true or false as it is written, "" where there is none. Raises Malformed."""
+    if name not in fields:
+        raise Malformed(f"no field {name!r}{did_you_mean(name, fields)}")
+    value = fields[name]
+    if isinstance(value, bool | int | float):
+        return json.dumps(value)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return ""
+    if not isinstance(value, str):
+        raise Malformed(f"{name!r} is {kind(value)}, expected text, a number, true or false")
+    if reason := text_problem(repr(name), value):
+        raise Malformed(reason)
+    return value.strip()
 
 
 def _text(fields: Mapping[str, Any], name: str) -> tuple[str, str | None]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.dataset.row import Row
-from pipelines.evaluation.answer import Answer, aligned
-from pipelines.interval import Interval, wilson
+from pipelines.evaluation.record import Record
+from pipelines.interval import Interval, rate
 
 OTHER = "other label"
 UNREAD = "no label read"
@@ -18,22 +17,22 @@ NUM_OTHERS = 6
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A subject on one label's rows: accuracy, its most frequent wrong answer and how often it came.
+    """A subject on one label's rows: accuracy of those it answered, its most frequent wrong answer, how often it came.
 
     `wrong` is `UNREAD` where the verifier mostly read no label, and None without wrong answers.
     """
 
     accuracy: Interval
+    num_rows: int
     wrong: str | None
     num_wrong: int
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """One label's rows and each subject's result on them."""
+    """One label and each subject's result on its rows; a subject that answered none of them has no result."""
 
     label: str
-    num_rows: int
     results: dict[str, Result]
 
 
@@ -50,21 +49,20 @@ class Confusion:
     counts: NDArray[np.int64]
 
 
-def intent_table(rows: Sequence[Row], answers: Mapping[str, Sequence[Answer]]) -> list[Intent]:
-    """One `Intent` per label, by name."""
-    positions: dict[str, list[int]] = {}
-    for position, row in enumerate(rows):
-        positions.setdefault(row.label, []).append(position)
-    return [pooled(label, rows, answers, found) for label, found in sorted(positions.items())]
+def intent_table(answers: Mapping[str, Sequence[Record]], resamples: int, seed: int) -> list[Intent]:
+    """One `Intent` per label, by name; records that are not judged count for nothing.
 
-
-def pooled(
-    label: str, rows: Sequence[Row], answers: Mapping[str, Sequence[Answer]], positions: Sequence[int]
-) -> Intent:
-    """The rows at `positions`, at least one, as one `Intent` called `label`, whatever their own labels."""
-    chosen = [rows[i] for i in positions]
-    results = {name: _result(chosen, [given[i] for i in positions]) for name, given in answers.items()}
-    return Intent(label, len(chosen), results)
+    Intervals as `pipelines.interval.rate` has them.
+    """
+    by_label: dict[str, dict[str, list[Record]]] = {}
+    for subject, given in answers.items():
+        for record in given:
+            if record.correct is not None:
+                by_label.setdefault(record.label, {}).setdefault(subject, []).append(record)
+    return [
+        Intent(label, {subject: _result(chosen, resamples, seed) for subject, chosen in found.items()})
+        for label, found in sorted(by_label.items())
+    ]
 
 
 def worst(table: Sequence[Intent], k: int, subject: str) -> list[Intent]:
@@ -72,18 +70,20 @@ def worst(table: Sequence[Intent], k: int, subject: str) -> list[Intent]:
 
     Labels without a wrong answer are left out.
     """
-    wrong = [intent for intent in table if intent.results[subject].accuracy.value < 1]
-    return sorted(wrong, key=lambda i: (i.results[subject].accuracy.value, -i.num_rows, i.label))[:k]
+    wrong = [(intent.results[subject], intent) for intent in table if subject in intent.results]
+    wrong = [(result, intent) for result, intent in wrong if result.accuracy.value < 1]
+    wrong.sort(key=lambda pair: (pair[0].accuracy.value, -pair[0].num_rows, pair[1].label))
+    return [intent for _, intent in wrong[:k]]
 
 
-def confusion(rows: Sequence[Row], answers: Sequence[Answer], labels: Sequence[str]) -> Confusion:
-    """What the rows of `labels` were answered with; labels that no row has are left with zeros.
+def confusion(answers: Sequence[Record], labels: Sequence[str]) -> Confusion:
+    """What the rows of `labels` were answered with; labels that no record has are left with zeros.
 
     A correct answer counts for its row's label, because a task may expect an answer that is
     spelled otherwise.
     """
-    shown = [(row, answer) for row, answer in aligned(rows, answers) if row.label in labels]
-    pairs = [(row.label, _answered(row, answer)) for row, answer in shown]
+    shown = [record for record in answers if record.label in labels and record.correct is not None]
+    pairs = [(record.label, _answered(record)) for record in shown]
     others = Counter(answered for _, answered in pairs if answered not in labels and answered != UNREAD)
     named = [name for name, count in _by_frequency(others)[:NUM_OTHERS] if count > 1]
     columns = [*labels, *named, OTHER, UNREAD]
@@ -94,17 +94,17 @@ def confusion(rows: Sequence[Row], answers: Sequence[Answer], labels: Sequence[s
     return Confusion(list(labels), columns, counts)
 
 
-def _result(rows: Sequence[Row], answers: Sequence[Answer]) -> Result:
-    wrong = Counter(_answered(row, answer) for row, answer in aligned(rows, answers) if not answer.correct)
-    accuracy = wilson(len(answers) - wrong.total(), len(answers))
+def _result(records: Sequence[Record], resamples: int, seed: int) -> Result:
+    wrong = Counter(_answered(record) for record in records if not record.correct)
+    accuracy = rate([bool(r.correct) for r in records], [r.group for r in records], resamples, seed)
     name, count = next(iter(_by_frequency(wrong)), (None, 0))
-    return Result(accuracy, name, count)
+    return Result(accuracy, len(records), name, count)
 
 
-def _answered(row: Row, answer: Answer) -> str:
-    if answer.correct:
-        return row.label
-    return UNREAD if answer.parsed is None else answer.parsed
+def _answered(record: Record) -> str:
+    if record.correct:
+        return record.label
+    return UNREAD if record.parsed is None else record.parsed
 
 
 def _by_frequency(counts: Counter[str]) -> list[tuple[str, int]]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import IO, Any
 
 from pipelines.config.schema import Filters, Prepare
+from pipelines.dataset.context import block, parted
 from pipelines.dataset.language import Languages
 from pipelines.dataset.redact import Redactor
 from pipelines.dataset.row import Message, Row, question, text_of
@@ -67,13 +68,26 @@ class Alter:
         return None
 
     def _redacted(self, row: Row) -> Row:
+        context = None if row.context is None else self.hidden(row.context)
         return replace(
             row,
-            prompt=list(self._messages(row.prompt)),
+            prompt=[self._shown(row.context, context, message) for message in row.prompt],
             completion=list(self._messages(row.completion)),
             rejected=None if row.rejected is None else list(self._messages(row.rejected)),
             answer=self._text(row.answer, count=False),
+            accepted=None if row.accepted is None else self.hidden(row.accepted, count=True),
+            context=context,
+            kept=None if row.kept is None else self.hidden(row.kept, count=True),
         )
+
+    def _shown(self, before: list[str] | None, after: list[str] | None, message: Message) -> Message:
+        """A message of the prompt; passages in it read as those of the row's context."""
+        shown, rest = parted(text_of(message), before)
+        if not shown or not after:
+            return next(self._messages([message]))
+        self.hidden(before, count=True)
+        (changed,) = self._messages([{**message, "content": rest}])
+        return {**changed, "content": block(after) + text_of(changed)}
 
     def _messages(self, messages: list[Message]) -> Iterator[Message]:
         for message in messages:

@@ -52,7 +52,7 @@ class NearCopies:
         pairs = self._ranked()
         gone: dict[int, dict[str, Any]] = {}
         for kept, copy, similarity in zip(*(column.tolist() for column in pairs), strict=True):
-            if kept not in gone and copy not in gone and self._answers_alike(kept, copy):
+            if kept not in gone and copy not in gone and self._alike(kept, copy):
                 gone[copy] = {"reason": "near-duplicate", "of": kept, "similarity": round(similarity, 3)}
         if self.settings.near == "remove":
             for reason, name in zip(gone.values(), self.pool.named([r["of"] for r in gone.values()]), strict=True):
@@ -83,9 +83,12 @@ class NearCopies:
             self.signatures.done = shown.advance
             yield from similar_pairs(self.signatures, self.pool.asked, self.settings.threshold, among, groups, clusters)
 
-    def _answers_alike(self, first: int, second: int) -> bool:
-        answers = self.pool.answered([first, second])
-        return answers[0] == answers[1] or jaccard(*answers) >= self.settings.threshold
+    def _alike(self, first: int, second: int) -> bool:
+        """Whether the answers are alike too, and what is asked about passages, which may be most of a prompt."""
+        return self._near(*self.pool.answered([first, second])) and self._near(*self.pool.asked_of([first, second]))
+
+    def _near(self, first: str, second: str) -> bool:
+        return first == second or jaccard(first, second) >= self.settings.threshold
 
 
 def with_groups(pool: Pool, cluster: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

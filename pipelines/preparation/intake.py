@@ -201,8 +201,8 @@ class _Taking:
                 return
         row = self.maker.row(draft, record.place)
         time = self._time(source, draft, record)
-        if reason := self.maker.unknown_label(row):
-            self._defect(record.place, reason, record, partial(self.maker.nearest_label, row.answer))
+        if unknown := self.maker.unknown_label(row):
+            self._defect(record.place, f"no label {unknown!r}", record, partial(self.maker.nearest_label, unknown))
         elif self.gold is not None and (reason := self.gold.problem(row)):
             self._defect(record.place, reason, record)
         elif time is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.dataset.context import parted
 from pipelines.dataset.normal import normalised
 from pipelines.dataset.row import Message, question, text_of
 from pipelines.dataset.spool import Spool
@@ -63,6 +64,15 @@ class Pool:
     def answered(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
         """The completions of these rows, calls of tools included, normalised."""
         return [normalised(_said(record["completion"]) or record["answer"]) for record in self.spool.records(rows)]
+
+    def asked_of(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
+        """What these rows ask about their passages, normalised; "" for rows without any."""
+        return [
+            normalised("\n".join(parted(text_of(m), context)[1] for m in record["prompt"] if m["role"] == "user"))
+            if (context := record.get("context"))
+            else ""
+            for record in self.spool.records(rows)
+        ]
 
     def named(self, rows: Sequence[int] | npt.NDArray[np.integer]) -> list[str]:
         """`id` and place of these rows, to be shown."""

@@ -39,7 +39,7 @@ def _read_labels(path: str) -> list[str]:
 
 
 def verifier(task: Task) -> Verify:
-    """A verify that compares exactly, after white space around the answer is taken off.
+    """A verify that compares exactly with each right answer, after white space around the given one is taken off.
 
     Upper and lower case differ and nothing is searched for: an answer with a second line or an
     explanation would break the program that reads labels, so it is wrong.
@@ -50,6 +50,6 @@ def verifier(task: Task) -> Verify:
     def verify(completion: str, row: Row) -> Verdict:
         text = completion.strip()
         parsed = text if (bool(text) if known is None else text in known) else None
-        return Verdict(correct=text == row.answer, parsed=parsed)
+        return Verdict(correct=text in row.answers, parsed=parsed)
 
     return verify

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.schema import Task
+from pipelines.dataset.context import with_context
 from pipelines.dataset.defects import Place
 from pipelines.dataset.row import Message, Row, question, text_of
 from pipelines.dataset.shapes import Draft
@@ -36,9 +37,13 @@ class Maker:
         _check_constants(task, self.labels)
 
     def row(self, draft: Draft, place: Place) -> Row:
-        """The draft as a row; its id depends on task, prompt, completion and path, not on the line."""
-        prompt = draft.prompt if draft.prompt[0]["role"] in ("system", "developer") else [*self.system, *draft.prompt]
-        identity = _identity(self.task.name, draft.prompt, draft.completion, draft.answer, place.path)
+        """The draft as a row; its id depends on task, prompt, completion and path, not on the line.
+
+        A prompt that doesn't hold its context gets it.
+        """
+        asked = with_context(draft.prompt, draft.context)
+        prompt = asked if asked[0]["role"] in ("system", "developer") else [*self.system, *asked]
+        identity = _identity(self.task.name, asked, draft.completion, draft.answer, place.path)
         label = draft.label if draft.label is not None else draft.answer if self._has_labels else ""
         group = draft.group if draft.group is not None else " ".join(question(draft.prompt).casefold().split())
         return Row(
@@ -52,6 +57,9 @@ class Maker:
             group=short_hash(group),
             tools=draft.tools,
             rejected=draft.rejected,
+            accepted=draft.accepted,
+            context=draft.context,
+            kept=draft.kept,
         )
 
     def numbered(self, row: Row, ordinal: int) -> str:
@@ -61,10 +69,12 @@ class Maker:
         return short_hash(json.dumps([*identity, ordinal]))
 
     def unknown_label(self, row: Row) -> str | None:
-        """What is wrong with an answer that is none of the task's labels; None where it is one, or any may be."""
-        return f"no label {row.answer!r}" if self._known is not None and row.answer not in self._known else None
+        """The right answer that is none of the task's labels; None where all are, or any may be."""
+        known = self._known
+        return None if known is None else next((answer for answer in row.answers if answer not in known), None)
 
     def nearest_label(self, answer: str) -> str:
+        """The end of what is told of an unknown label."""
         return did_you_mean(answer, self.labels or [])
 
 

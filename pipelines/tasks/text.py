@@ -10,24 +10,24 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def exact(task: Task) -> Verify:
-    """A verify that compares the text with the answer, white space around both aside."""
+    """A verify that compares the text with each right answer, white space around both aside."""
 
     def verify(completion: str, row: Row) -> Verdict:
         text = completion.strip()
-        return Verdict(correct=text == row.answer.strip(), parsed=text or None)
+        return Verdict(correct=any(text == answer.strip() for answer in row.answers), parsed=text or None)
 
     return verify
 
 
 def number(task: Task) -> Verify:
-    """A verify that compares the number after the last `####`, or else the last number, with the answer's.
+    """A verify that compares the number after the last `####`, or else the last number, with each right answer's.
 
     GSM8K's way of writing worked answers (Cobbe et al. 2021); commas between digits don't count.
     """
 
     def verify(completion: str, row: Row) -> Verdict:
-        found, wanted = last_number(completion), last_number(row.answer)
-        return Verdict(correct=found is not None and found == wanted, parsed=None if found is None else f"{found:.15g}")
+        found, wanted = last_number(completion), [last_number(answer) for answer in row.answers]
+        return Verdict(correct=found is not None and found in wanted, parsed=None if found is None else f"{found:.15g}")
 
     return verify
 

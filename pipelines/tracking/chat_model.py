@@ -16,15 +16,10 @@ from mlflow.entities import SpanType
 from mlflow.entities.trace_location import MlflowExperimentLocation
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from pipelines.config.schema import Adapter, Compute, Model
-from pipelines.errors import UserError
-from pipelines.policy import base as base_models
 from pipelines.policy.chat import Decoding, Generated, generate
+from pipelines.policy.served import load_served
 from pipelines.policy.template import render
-from pipelines.product import load as load_product
 from pipelines.tracking.traces import TRACES
-
-BASE_FOLDER = "TUNESMITH_BASE_MODEL"  # where the base's files lie on this machine, if not where they were
 
 
 class ChatAdapter(PythonModel):
@@ -32,24 +27,10 @@ class ChatAdapter(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Loads the pinned base and the adapter. Raises UserError where either's files have changed."""
-        import torch
-        from peft import PeftModel
-
         settings = context.model_config
-        model = Model.model_validate(settings["model"])
-        compute = Compute.model_validate(settings["compute"])
-        if folder := os.environ.get(BASE_FOLDER):
-            model = model.model_copy(update={"id": folder})
-        if compute.device == "cuda" and not torch.cuda.is_available():
-            compute = compute.model_copy(update={"device": "cpu"})
-        if (found := base_models.pin(model).revision) != model.revision:
-            raise UserError(f"base model {model.id}: expected revision {model.revision}, found {found}")
-        adapter = load_product(Path(context.artifacts["adapter"])).folder
-        base = base_models.load_base(model, Adapter.model_validate(settings["adapter"]), compute)
-        self.tokenizer = base_models.load_tokenizer_from(adapter)
-        self.model = PeftModel.from_pretrained(base, str(adapter)).eval()
-        self.template = settings["template"]
-        self.max_new_tokens = settings["max_new_tokens"]
+        served = load_served(settings, Path(context.artifacts["adapter"]))
+        self.model, self.tokenizer, self.template = served.model, served.tokenizer, served.template
+        self.max_new_tokens = served.max_new_tokens
         self.name = settings["name"]
         self.lock = threading.Lock()
         self.traces = _destination(os.environ.get(TRACES))

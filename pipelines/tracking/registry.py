@@ -18,6 +18,7 @@ from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
 from pipelines.config.paths import PROJECT
 from pipelines.errors import UserError
+from pipelines.tracking.run import dataset_of, fit
 from pipelines.tracking.traces import TRACES
 
 PACKAGE = PROJECT / "pipelines"
@@ -78,8 +79,8 @@ def _unset(variable: str) -> Iterator[None]:
             os.environ[variable] = kept
 
 
-def log_model(run_id: str, name: str, folder: Path, params: Mapping[str, str], metrics: Mapping[str, float]) -> str:
-    """The folder as a logged model of the run, with its metrics; returns the model's id."""
+def log_model(run_id: str, name: str, folder: Path, params: Mapping[str, str]) -> str:
+    """The folder as a logged model of the run; returns the model's id."""
     client = MlflowClient()
     experiment = client.get_run(run_id).info.experiment_id
     model = client.create_logged_model(experiment, name, run_id, params=dict(params), model_type="adapter")
@@ -88,8 +89,12 @@ def log_model(run_id: str, name: str, folder: Path, params: Mapping[str, str], m
     described.save(str(folder / "MLmodel"))
     client.log_model_artifacts(model.model_id, str(folder))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    mlflow.log_metrics(dict(metrics), run_id=run_id, model_id=model.model_id)
     return str(model.model_id)
+
+
+def log_metrics(model_id: str, metrics: Mapping[str, float], data: Mapping[str, str]) -> None:
+    """Metrics of a logged model on a data set: its `name`, `digest` and `place`."""
+    mlflow.log_metrics(fit(metrics), model_id=model_id, dataset=dataset_of(data["name"], data["place"], data["digest"]))
 
 
 def register(name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> Version:
@@ -104,17 +109,52 @@ def register(name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> 
     return Version(name, str(made.version), dict(tags))
 
 
-def find(uri: str) -> Version:
-    """The version behind `models:/name/3` or `models:/name@alias`. Raises UserError where there is none."""
-    name, separator, rest = uri.removeprefix("models:/").partition("@" if "@" in uri else "/")
-    if not uri.startswith("models:/") or not separator or not rest:
-        raise UserError(f"promote.model: expected models:/name/version or models:/name@alias, got {uri!r}")
+def find(uri: str, field: str = "promote.model") -> Version:
+    """The version behind `models:/name/3` or `models:/name@alias`, asked for by a field of the configuration.
+
+    Raises UserError where there is none.
+    """
+    name, by_alias, rest = _parsed(uri, field)
     client = MlflowClient()
     try:
-        found = (client.get_model_version_by_alias if separator == "@" else client.get_model_version)(name, rest)
+        found = (client.get_model_version_by_alias if by_alias else client.get_model_version)(name, rest)
     except MlflowException as error:
-        raise UserError(f"promote.model: {uri}: {error.message}") from None
+        raise UserError(f"{field}: {uri}: {error.message}") from None
     return Version(name, str(found.version), dict(found.tags))
+
+
+def is_there(uri: str, field: str) -> bool:
+    """Whether the registry holds what the URI names. Raises UserError where it is no URI of a version."""
+    name, by_alias, rest = _parsed(uri, field)
+    return holder(name, rest) is not None if by_alias else exists(name, rest)
+
+
+def _parsed(uri: str, field: str) -> tuple[str, bool, str]:
+    """Name, whether an alias follows, and the alias or number."""
+    name, separator, rest = uri.removeprefix("models:/").partition("@" if "@" in uri else "/")
+    if not uri.startswith("models:/") or not separator or not rest:
+        raise UserError(f"{field}: expected models:/name/version or models:/name@alias, got {uri!r}")
+    return name, separator == "@", rest
+
+
+def contents(version: Version) -> tuple[Path, dict[str, Any]]:
+    """The adapter's folder and the settings of a version, downloaded where it isn't local.
+
+    Raises UserError where the version is none of ours.
+    """
+    folder = Path(mlflow.artifacts.download_artifacts(version.uri))
+    flavor = (MlflowModel.load(str(folder)).flavors or {}).get("python_function", {})
+    artifacts, settings = flavor.get("artifacts") or {}, flavor.get("config") or {}
+    if "adapter" not in artifacts or "template" not in settings:
+        raise UserError(f"{version.uri}: expected a version that package registered, found other files")
+    return folder / artifacts["adapter"]["path"], dict(settings)
+
+
+def logged_model(version: Version) -> str | None:
+    """The id of the logged model that a version was made from; None where the registry doesn't say."""
+    source = MlflowClient().get_model_version(version.name, version.number).source or ""
+    found = source.removeprefix("models:/")
+    return found if found.startswith("m-") else None
 
 
 def exists(name: str, number: str) -> bool:

@@ -42,7 +42,7 @@ class Run:
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         now = get_current_time_millis()
-        found = [Metric(UNFIT.sub("_", name), float(value), now, step) for name, value in values.items()]
+        found = [Metric(name, value, now, step) for name, value in fit(values).items()]
         MlflowClient().log_batch(self.id, metrics=found)
 
     def tags(self, values: Mapping[str, object]) -> None:
@@ -70,8 +70,7 @@ class Run:
 
     def input(self, name: str, place: Path | str, digest: str, context: str) -> None:
         """A data set that this run reads."""
-        dataset = MetaDataset(resolve_dataset_source(str(place)), name=name, digest=digest[:DIGEST_LIMIT])
-        mlflow.log_input(dataset, context=context, tags={"sha256": digest})
+        mlflow.log_input(dataset_of(name, place, digest), context=context, tags={"sha256": digest})
 
     @contextlib.contextmanager
     def system_metrics(self, enabled: bool) -> Iterator[None]:
@@ -161,6 +160,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def fit(values: Mapping[str, float]) -> dict[str, float]:
+    """The values under names that MLflow takes."""
+    return {UNFIT.sub("_", name): float(value) for name, value in values.items()}
+
+
+def dataset_of(name: str, place: Path | str, digest: str) -> MetaDataset:
+    """A data set as MLflow names it; of the digest what its column holds."""
+    return MetaDataset(resolve_dataset_source(str(place)), name=name, digest=digest[:DIGEST_LIMIT])
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:

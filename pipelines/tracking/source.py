@@ -16,7 +16,7 @@ LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "
 def code_digest() -> str:
     """sha256 over every file of the package: what a stage does is decided there."""
     package = PROJECT / "pipelines"
-    files = sorted(path for path in package.rglob("*") if path.suffix in {".py", ".jinja"})
+    files = sorted(path for path in package.rglob("*") if path.suffix in {".py", ".jinja", ".css"})
     return digest_of({path.relative_to(package).as_posix(): file_hash(path) for path in files})
 
 

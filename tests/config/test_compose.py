@@ -144,6 +144,30 @@ def test_several_values_need_multirun(given: str) -> None:
     assert refusal(given).startswith(f"{given}: several values need --multirun")
 
 
+def test_eval_is_short_for_evaluate() -> None:
+    given = ["eval.max_rows=5", "+eval.subjects.more={kind: adapter}", "++eval.worst=3", "~eval.subjects.champion"]
+    found = compose(given).config.evaluate
+    assert (found.max_rows, found.worst, list(found.subjects)) == (5, 3, ["base", "adapter", "more"])
+    # What was typed is what is shown, and only the block's name is short.
+    assert compose(["eval.max_rows=5"]).overrides == ("eval.max_rows=5",)
+    assert compose(['task.instruction="eval.max_rows=5"']).config.task.instruction == "eval.max_rows=5"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("evaluation.max_rows=5", "evaluation.max_rows: evaluation is unknown; nearest valid name: evaluate "),
+        ("evals.max_rows=5", "evals.max_rows: evals is unknown; nearest valid name: evaluate "),
+        ("+evaluat.max_rows=5", "evaluat: unknown key; nearest valid name: evaluate "),
+        ("eval=3", "eval: unknown key; nearest valid name: evaluate "),
+        ("eval.max_row=5", "evaluate.max_row: unknown key; nearest valid name: max_rows "),
+        ("~eval.max_row", "evaluate.max_row: unknown key; nearest valid name: max_rows "),
+    ],
+)
+def test_what_only_looks_like_the_short_form_is_told(override: str, said: str) -> None:
+    assert refusal(override) == f"{said}(in the command line)"
+
+
 # --- where a value was set ----------------------------------------------------------------------
 
 
@@ -255,6 +279,11 @@ def test_a_group_without_a_folder_is_refused_also_with_no_choice(conf: Path) -> 
         (["prepare.heldout.method=matched"], "prepare.heldout: method: matched needs shares"),
         (["prepare.heldout.after=2026-01-01"], "prepare.heldout: after belongs to method: time"),
         (["prepare.pass_rate.low=0.95"], "prepare.pass_rate: low: 0.95 is over high, 0.9"),
+        (["evaluate.pass_at.samples=2", "evaluate.pass_at.k=[1,4]"], "evaluate.pass_at: k: 4 is over samples, 2"),
+        (
+            ["evaluate.judge.spending_limit=3", "evaluate.judge.price_in=1.0"],
+            "evaluate.judge: spending_limit needs price_in and price_out",
+        ),
         (["+sft.trainer.seed=3"], "sft.trainer.seed: decided by seed, not here"),
         (["+adapter.peft.loftq_config={loftq_bits: 4}"], "adapter.peft.loftq_config: decided by adapter.quantization"),
     ],
@@ -299,6 +328,67 @@ def test_a_mistake_in_source_yaml_is_told_once(conf: Path) -> None:
 def test_a_source_can_be_added_on_the_command_line() -> None:
     config = compose(["task.sources.more.path=a.csv", "task.sources.more.prompt=text"]).config
     assert config.task.sources["more"].kind == "path"
+
+
+# --- subjects -----------------------------------------------------------------------------------
+
+
+def test_a_subject_is_what_subject_yaml_says_but_for_its_entry() -> None:
+    added = 'eval.subjects.api={kind: endpoint, at: "https://localhost/v1", model: m, retries: 1}'
+    subjects = compose(
+        [f"+{added}", "subject.concurrency=3", "eval.subjects.base.optional=true"]
+    ).config.evaluate.subjects
+    api = subjects["api"]
+    assert (api.kind, api.at, api.model, api.retries, api.concurrency) == (
+        "endpoint",
+        "https://localhost/v1",
+        "m",
+        1,
+        3,
+    )
+    assert (subjects["base"].optional, subjects["adapter"].optional) == (True, False)
+    assert subjects["champion"].at == "models:/support_routing@champion"
+
+
+def test_a_subject_can_be_added_field_by_field() -> None:
+    given = [
+        "kind=endpoint",
+        "at=https://localhost/v1",
+        "model=m",
+        "price_in=0.5",
+        "price_out=1.5",
+        "spending_limit=2.0",
+    ]
+    subjects = compose([f"eval.subjects.api.{field}" for field in given]).config.evaluate.subjects
+    assert (subjects["api"].spending_limit, subjects["api"].price_out) == (2.0, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("+eval.subjects.x={at: y}", "subjects.x: kind must be one of base, adapter, version, model and endpoint"),
+        ("+eval.subjects.x={kind: endpoint, at: y}", "subjects.x: kind endpoint needs model, the name that the "),
+        ("+eval.subjects.x={kind: endpoint, model: y}", "subjects.x: kind endpoint needs at"),
+        ("+eval.subjects.x={kind: version}", "subjects.x: kind version needs at"),
+        ("+eval.subjects.x={kind: model}", "subjects.x: kind model needs at"),
+        ("eval.subjects.base.at=y", "subjects.base: kind base is this configuration's model; at belongs to the other"),
+        (
+            "+eval.subjects.x={kind: bse}",
+            "subjects.x.kind: expected base, adapter, version, model, endpoint, got 'bse'",
+        ),
+        ("eval.subjects.base.kid=base", "subjects.base.kid: unknown key; nearest valid name: kind"),
+        ("eval.subjects.base.spending_limit=3.0", "subjects.base: spending_limit needs price_in and price_out"),
+        ("eval.candidate=adaptor", "candidate: 'adaptor' is none of the subjects base, adapter, champion"),
+        ("~eval.subjects.base", "reference: 'base' is none of the subjects adapter, champion"),
+    ],
+)
+def test_what_is_wrong_with_a_subject(override: str, said: str) -> None:
+    assert said in refusal(override)
+
+
+def test_a_mistake_in_subject_yaml_is_told_once(conf: Path) -> None:
+    rewrite(conf / "subject.yaml", "retries: 4", "retires: 4")
+    assert refusal(conf=conf) == "subject.retires: unknown key; nearest valid name: retries (in conf/subject.yaml)"
 
 
 def test_a_setting_that_another_refers_to_is_told_where_it_is_set() -> None:

@@ -12,13 +12,15 @@ from benchmarks.outside import OUTSIDE, pattern_of
 from pipelines.config import upstream
 from pipelines.config.compose import compose
 from pipelines.config.paths import CONF
-from pipelines.config.schema import Config, SourceFields
+from pipelines.config.schema import Config, SourceFields, SubjectFields
 from pipelines.config.validate import OWNED
 from pipelines.errors import UserError
 
 ALL = list(mutations())
 # A prime, so that the sample steps through files, keys and kinds alike.
 EVERY = 53
+# What a user's own names stand below: they can't be misspelled.
+OWN = (("sources",), ("rules",), ("subjects",), ("harness", "data"), ("harness", "data", "gsm8k"))
 BOUNDS = ("enum", "pattern", "minLength", "minItems", "minProperties", "minimum", "exclusiveMinimum", "maximum")
 
 
@@ -58,7 +60,7 @@ def test_every_key_of_every_file_is_misspelled_and_retyped() -> None:
         tried = {m.keys for m in ALL if m.file == file and m.kind == "wrong type"}
         assert len(tried) == keys_of(yaml.compose(path.read_text(encoding="utf-8"))), file
         misspelled = {m.keys for m in ALL if m.file == file and m.kind == "misspelled"}
-        own = {keys for keys in tried if len(keys) == 2 and keys[0] in ("sources", "rules")}
+        own = {keys for keys in tried if keys[:-1] in OWN}
         assert misspelled == tried - own, file
 
 
@@ -87,11 +89,20 @@ def test_every_value_outside_is_tried() -> None:
     assert not tried & OPTIONAL.keys()
 
 
-# Fields that no shipped file sets: a source leaves them to conf/source.yaml, and names of a user's own.
+NAMES = {"sources.*": "sources.banking77_train", "subjects.*": "subjects.champion", "benchmarks.*": "benchmarks.mine"}
+
+
+def named(pattern: str) -> str:
+    """The pattern with a name in the star's place."""
+    return next((pattern.replace(star, name) for star, name in NAMES.items() if star in pattern), pattern)
+
+
+# Fields that no shipped file sets: sources and subjects leave them to their file of defaults, and a user's own names.
 OPTIONAL = {
-    pattern: pattern.replace("sources.*", "sources.banking77_train").replace("benchmarks.*", "benchmarks.mine")
+    pattern: named(pattern)
     for pattern in (
         *(f"task.sources.*.{field}" for field in SourceFields.model_fields),
+        *(f"evaluate.subjects.*.{field}" for field in SubjectFields.model_fields),
         "prepare.contamination.benchmarks.*.path",
         "prepare.contamination.benchmarks.*.fields",
         "prepare.heldout.shares.*",

@@ -58,6 +58,14 @@ def test_the_digest_is_the_hash_of_the_file(tmp_path: Path) -> None:
         ({"completion": "card"}, "completion is no list of messages"),
         ({"tools": ["look_up"]}, "tools is neither null nor a list of objects"),
         ({"extra": 1}, "a row has no extra"),
+        ({"accepted": []}, "accepted is no list of texts"),
+        ({"accepted": ["card", 3]}, "accepted is no list of texts"),
+        ({"accepted": None}, "accepted is no list of texts"),
+        ({"context": "a passage"}, "context is no list of texts"),
+        ({"context": [""]}, "context is no list of texts"),
+        ({"kept": {}}, "kept is no object of texts"),
+        ({"kept": {"turns": 3}}, "kept is no object of texts"),
+        ({"kept": ["lang"]}, "kept is no object of texts"),
     ],
 )
 def test_what_is_no_row_is_refused(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
@@ -89,6 +97,16 @@ def test_a_row_to_be_answered_and_a_preference_come_back(tmp_path: Path) -> None
     path = write_rows(tmp_path, "train", [asked, better])
     assert read_rows(path) == [asked, better]
     assert [b"rejected" in line for line in path.read_bytes().splitlines()] == [False, True]
+
+
+def test_further_fields_come_back_and_are_written_only_where_there_are_any(tmp_path: Path) -> None:
+    more = {"accepted": ["bank card"], "context": ["Lost: the card."], "kept": {"lang": "en", "plan": ""}}
+    rich = Row.from_dict(ROW.as_dict() | more)
+    path = write_rows(tmp_path, "train", [ROW, rich])
+    assert read_rows(path) == [ROW, rich]
+    plain, full = (json.loads(line) for line in path.read_bytes().splitlines())
+    assert full.keys() - plain.keys() == more.keys()
+    assert (ROW.answers, rich.answers) == (["card"], ["card", "bank card"])
 
 
 def test_no_file_is_an_error(tmp_path: Path) -> None:

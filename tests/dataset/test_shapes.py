@@ -232,6 +232,113 @@ def test_calls_in_a_completion_are_the_same_form(draft: Callable[..., Draft]) ->
     assert found.completion[0]["tool_calls"][0]["function"] == {"name": "track", "arguments": {"card": "7"}}
 
 
+# --- samples of OpenAI's evals ------------------------------------------------------------------
+
+
+def shot(role: str, text: str) -> dict[str, str]:
+    return {"role": "system", "name": f"example_{role}", "content": text}
+
+
+TOLD = {"role": "system", "content": "Answer with a capital."}
+
+
+def test_a_sample_of_an_eval_is_recognised(make_source: MakeSource, tmp_path: Path) -> None:
+    reader = Reader(make_source(tmp_path / "samples.jsonl", prompt=None, answer=None))
+    found = reader.read({"input": [TOLD, {"role": "user", "content": "France?"}], "ideal": "Paris"})
+    assert (reader.shape, reader.recognised) == ("openai_evals", True)
+    assert found.prompt == [TOLD, {"role": "user", "content": "France?"}]
+    assert (found.completion, found.answer, found.accepted) == (
+        [{"role": "assistant", "content": "Paris"}],
+        "Paris",
+        None,
+    )
+
+
+def test_the_further_ideals_of_a_sample_are_accepted(draft: Callable[..., Draft]) -> None:
+    found = draft({"input": "What is 2 + 2?", "ideal": [" 4", "four", "4", "Four", "four"], "metadata": {"id": 7}})
+    assert found.prompt == [{"role": "user", "content": "What is 2 + 2?"}]
+    assert (found.answer, found.accepted, found.completion[0]["content"]) == ("4", ["four", "Four"], "4")
+    assert draft({"input": "2 + 2?", "ideal": 4}).answer == "4"
+    assert draft({"input": "2 + 2?", "ideal": ["4", "4"]}).accepted is None
+
+
+def test_the_shots_of_a_sample_are_turns(draft: Callable[..., Draft]) -> None:
+    named = {"role": "user", "name": "ada", "content": "Spain?"}
+    found = draft({"input": [TOLD, shot("user", "France?"), shot("assistant", "Paris"), named], "ideal": "Madrid"})
+    assert found.prompt == [
+        TOLD,
+        {"role": "user", "content": "France?"},
+        {"role": "assistant", "content": "Paris"},
+        named,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"input": [TOLD], "ideal": "Paris"}, "message 2 is the assistant's after system, expected user"),
+        ({"input": [TOLD, shot("user", "a"), USER], "ideal": "b"}, "message 3 is the user's after user, expected "),
+        ({"input": "", "ideal": "Paris"}, "'input' is empty"),
+        ({"input": [], "ideal": "Paris"}, "'input' is empty, expected a list of messages"),
+        ({"input": ["France?"], "ideal": "Paris"}, "message 1 is text, expected an object with role and content"),
+        ({"input": "France?", "ideal": []}, "'ideal' is a list, expected text"),
+        ({"input": "France?", "ideal": ["Paris", None]}, "'ideal 2' is null, expected text"),
+        ({"input": "France?", "ideal": ["Paris", " "]}, "'ideal 2' is empty"),
+        ({"input": "a", "ideal": "b", "messages": [USER, ANSWER]}, "fits messages and openai_evals by the fields"),
+    ],
+)
+def test_what_is_no_sample_of_an_eval(draft: Callable[..., Draft], fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Malformed) as error:
+        draft(fields)
+    assert reason in str(error.value)
+
+
+# --- context and columns that are kept ----------------------------------------------------------
+
+
+def test_a_record_of_any_shape_has_a_context_and_columns_to_keep(draft: Callable[..., Draft]) -> None:
+    beside = {"docs": ["One.", {"text": "Two."}], "lang": " en ", "turns": 3, "vip": True, "plan": None, "city": " "}
+    columns = {"context": "docs", "keep": ["lang", "turns", "vip", "plan", "city"]}
+    kept = {"lang": "en", "turns": "3", "vip": "true", "plan": "", "city": ""}
+    for fields in ({"messages": [USER, ANSWER]}, {"prompt": "a", "completion": "b"}, {"input": "a", "ideal": "b"}):
+        found = draft(fields | beside, **columns)
+        assert (found.context, found.kept) == (["One.", "Two."], kept)
+    found = draft({"q": "a", "a": "b", **beside}, prompt="q", answer="a", **columns)
+    assert (found.context, found.kept) == (["One.", "Two."], kept)
+    plain = draft({"messages": [USER, ANSWER], **beside})
+    assert (plain.context, plain.kept, plain.accepted) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"context": "dosc"}, "no field 'dosc'; nearest valid name: docs"),
+        ({"context": "number"}, "'number' is a number, expected text"),
+        ({"keep": ["lnag"]}, "no field 'lnag'; nearest valid name: lang"),
+        ({"keep": ["docs"]}, "'docs' is a list, expected text, a number, true or false"),
+        ({"keep": ["nul"]}, "'nul' holds a NUL character"),
+    ],
+)
+def test_a_context_or_a_kept_column_that_cant_be_read(
+    draft: Callable[..., Draft], columns: dict[str, Any], reason: str
+) -> None:
+    fields = {"messages": [USER, ANSWER], "docs": ["One."], "lang": "en", "number": 3, "nul": "a\0"}
+    with pytest.raises(Malformed) as error:
+        draft(fields, **columns)
+    assert reason in str(error.value)
+
+
+def test_what_another_prepare_wrote_keeps_all_it_has(draft: Callable[..., Draft]) -> None:
+    more = {"accepted": ["Under way."], "context": ["It was sent."], "kept": {"lang": "en"}}
+    found = draft(ROW | more)
+    assert (found.accepted, found.context, found.kept) == tuple(more.values())
+    # A column that it kept may be asked for again, and fields of the row beside it.
+    assert draft(ROW | more, keep=["lang", "task"]).kept == {"lang": "en", "task": "t"}
+    for name, wrong in (("accepted", "Under way."), ("context", []), ("kept", {"lang": 3})):
+        with pytest.raises(Malformed, match=f"{name} is no"):
+            draft(ROW | {name: wrong})
+
+
 OTHER = {"role": "user", "content": "When?"}
 
 

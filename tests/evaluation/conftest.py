@@ -1,35 +1,36 @@
-"""Ten rows whose scores can be counted by hand: eight in scope (labels a, b, c), two out of scope."""
+"""The made-up evaluation, measured once: with one row a group, and with rows in groups."""
+
+from pathlib import Path
 
 import pytest
 
-from pipelines.dataset.row import Row
-from pipelines.evaluation.answer import Answer
-
-DECLINE = "out_of_scope"
-LABELS = ["a", "a", "a", "a", "b", "b", "b", "c", DECLINE, DECLINE]
-BASE_READ: list[str | None] = ["a", "b", None, DECLINE, "a", "a", "b", None, "a", DECLINE]
-ADAPTER_READ: list[str | None] = ["a", "a", "a", "b", "b", "b", "a", "c", DECLINE, DECLINE]
-
-Labelled = tuple[list[Row], dict[str, list[Answer]]]
+from pipelines.evaluation import record
+from pipelines.evaluation.findings import Findings, find, load
+from pipelines.evaluation.heldout import Heldout
+from tests.evaluation.by_hand import RESAMPLES
+from tests.evaluation.example import heldout_set, made
 
 
-def make_row(position: int, label: str) -> Row:
-    prompt = [{"role": "system", "content": "Classify."}, {"role": "user", "content": f"query {position}"}]
-    completion = [{"role": "assistant", "content": label}]
-    return Row(f"r{position}", "demo", prompt, completion, label, label, f"demo.csv:{position + 2}", f"g{position}")
-
-
-def make_answer(row: Row, read: str | None) -> Answer:
-    """An answer that says `read`, or mumbles without end where it is None; tokens are counted by letters."""
-    text = "I can't tell" if read is None else read
-    return Answer(row.id, text, read == row.answer, read, len(text), read is not None)
+@pytest.fixture(scope="session", params=[False, True], ids=["rows", "groups"])
+def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The records and the setup as evaluate writes them."""
+    records, setup = made(clustered=request.param, resamples=RESAMPLES)
+    path = tmp_path_factory.mktemp("table") / "answers.parquet"
+    record.write(path, records, {"setup": setup.as_json()})
+    return path
 
 
 @pytest.fixture(scope="session")
-def labelled() -> Labelled:
-    rows = [make_row(position, label) for position, label in enumerate(LABELS)]
-    read = {"base": BASE_READ, "adapter": ADAPTER_READ}
-    return rows, {
-        subject: [make_answer(row, label) for row, label in zip(rows, labels, strict=True)]
-        for subject, labels in read.items()
-    }
+def findings(table: Path) -> Findings:
+    return load(table)
+
+
+@pytest.fixture(scope="session")
+def measured() -> Findings:
+    """The findings of rows that are their own groups, with few resamples."""
+    return find(*made())
+
+
+@pytest.fixture(scope="session")
+def heldout() -> Heldout:
+    return heldout_set()

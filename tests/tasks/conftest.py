@@ -36,6 +36,8 @@ def make_task(tmp_path: Path) -> MakeTask:
             "instruction": None,
             "labels": str(tmp_path / "labels.json"),
             "decline_label": None,
+            "card": None,
+            "red_team": [],
             "sources": made,
         }
         return Task(**(fields | changes))

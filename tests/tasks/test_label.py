@@ -55,6 +55,16 @@ def test_every_other_label_fails_every_shipped_row(support_routing: Task, shippe
             assert verify(wrong, row) == Verdict(correct=False, parsed=None)
 
 
+def test_any_accepted_label_is_right(make_task: MakeTask) -> None:
+    verify = resolve_verify(make_task(decline_label="none"))
+    row = Row.from_dict(ROW.as_dict() | {"accepted": ["none"]})
+    assert [verify(text, row) for text in ("card", "none ", "cash")] == [
+        Verdict(correct=True, parsed="card"),
+        Verdict(correct=True, parsed="none"),
+        Verdict(correct=False, parsed="cash"),
+    ]
+
+
 @pytest.mark.parametrize("completion", ["card", " card\n", "\tcard\r\n\n"])
 def test_white_space_around_the_label_does_not_count(make_task: MakeTask, completion: str) -> None:
     assert resolve_verify(make_task())(completion, ROW) == Verdict(correct=True, parsed="card")

@@ -87,9 +87,12 @@ def test_a_label_of_its_own_or_the_answer_or_none(make_task: MakeTask) -> None:
 def test_a_mistyped_answer(make_task: MakeTask) -> None:
     maker = Maker(make_task())
     row = maker.row(draft(answer="crad"), PLACE)
-    assert maker.unknown_label(row) == "no label 'crad'"
+    assert maker.unknown_label(row) == "crad"
     assert maker.nearest_label("crad") == "; nearest valid name: card"
     assert Maker(make_task(labels=None)).unknown_label(row) is None
+    also = maker.row(draft(accepted=["cash", "crad"]), PLACE)
+    assert maker.unknown_label(also) == "crad"
+    assert maker.unknown_label(maker.row(draft(accepted=["cash"]), PLACE)) is None
 
 
 def test_a_constant_answer_has_to_be_a_label(make_task: MakeTask) -> None:
@@ -146,6 +149,17 @@ def test_a_completion_beside_its_answer_makes_another_row(make_task: MakeTask) -
     maker, worked = Maker(make_task()), draft()
     worked.completion = [{"role": "assistant", "content": "It says card."}]
     assert maker.row(worked, PLACE).id != maker.row(draft(), PLACE).id
+
+
+def test_a_context_is_put_into_the_prompt_and_into_the_id(make_task: MakeTask) -> None:
+    maker = Maker(make_task(instruction="Route it."))
+    row = maker.row(draft(context=["It is lost."], accepted=["cash"], kept={"lang": "en"}), PLACE)
+    assert [m["content"] for m in row.prompt] == ["Route it.", "Context:\n[1] It is lost.\n\na"]
+    assert (row.context, row.accepted, row.kept) == (["It is lost."], ["cash"], {"lang": "en"})
+    other, bare = maker.row(draft(context=["It is found."]), PLACE), maker.row(draft(), PLACE)
+    assert len({row.id, other.id, bare.id}) == 3
+    assert row.group == other.group == bare.group  # one question
+    assert maker.numbered(row, 0) == row.id
 
 
 def test_the_last_message_answers(make_task: MakeTask) -> None:

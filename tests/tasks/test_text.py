@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,19 @@ def test_exact_compares_the_text() -> None:
     assert verify(" Paris \n", row("Paris")) == Verdict(True, "Paris")
     assert verify("paris", row("Paris")) == Verdict(False, "paris")
     assert verify("  ", row("Paris")) == Verdict(False, None)
+
+
+def test_any_accepted_answer_is_right() -> None:
+    number, exact = (resolve_verify(GSM8K.model_copy(update={"verify": name})) for name in ("number", "exact"))
+    either = replace(row("Paris"), accepted=[" Lutetia "])
+    assert [exact(text, either).correct for text in ("Paris", "Lutetia\n", "Lutetia.", "London")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    either = replace(row("#### 12"), accepted=["a dozen: 12", "144", "none"])
+    assert [number(text, either).correct for text in ("12", "so 144", "no idea", "13")] == [True, True, False, False]
 
 
 def test_a_task_without_a_verifier_says_so() -> None:

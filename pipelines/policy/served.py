@@ -1,0 +1,49 @@
+"""Base + adapter as a registered version describes them: what a server loads, and what is evaluated of a version."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.schema import Adapter, Compute, Model
+from pipelines.errors import UserError
+from pipelines.policy import base as base_models
+from pipelines.product import load as load_product
+
+BASE_FOLDER = "TUNESMITH_BASE_MODEL"  # where the base's files lie on this machine, if not where they were
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded model and how it is asked: the template's switches and the limit of new tokens."""
+
+    model: Any
+    tokenizer: Any
+    template: Mapping[str, Any]
+    max_new_tokens: int
+    compute: Compute
+
+
+def load_served(settings: Mapping[str, Any], adapter: Path) -> Served:
+    """Loads the pinned base and the adapter of a version's settings. Raises UserError where files have changed."""
+    import torch
+    from peft import PeftModel
+
+    model = Model.model_validate(settings["model"])
+    compute = Compute.model_validate(settings["compute"])
+    if folder := os.environ.get(BASE_FOLDER):
+        model = model.model_copy(update={"id": folder})
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        compute = compute.model_copy(update={"device": "cpu"})
+    if (found := base_models.pin(model).revision) != model.revision:
+        raise UserError(f"base model {model.id}: expected revision {model.revision}, found {found}")
+    whole = load_product(adapter).folder
+    base = base_models.load_base(model, Adapter.model_validate(settings["adapter"]), compute)
+    return Served(
+        model=PeftModel.from_pretrained(base, str(whole)).eval(),
+        tokenizer=base_models.load_tokenizer_from(whole),
+        template=settings["template"],
+        max_new_tokens=settings["max_new_tokens"],
+        compute=compute,
+    )

@@ -1,0 +1,220 @@
+"""The subjects of an evaluation: found and named by content first, then loaded one after the other."""
+
+import contextlib
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config import schema
+from pipelines.config.paths import resolve
+from pipelines.config.schema import Config
+from pipelines.errors import UserError
+from pipelines.policy.base import load_base, load_tokenizer, load_tokenizer_from, pin, source, template_switches
+from pipelines.policy.served import Served, load_served
+from pipelines.product import Product, load
+from pipelines.subjects.endpoint import Endpoint, EndpointSubject
+from pipelines.subjects.local import LocalSubject
+from pipelines.subjects.subject import Subject
+from pipelines.tracking import registry
+from pipelines.tracking.registry import Version
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A subject that is there: `about` names it by content; `adapter` is its adapter's folder, where it has one."""
+
+    name: str
+    settings: schema.Subject
+    about: dict[str, str]
+    adapter: Path | None = None
+    version: Version | None = None
+
+
+def plan(config: Config, adapter: Product | None) -> tuple[list[Planned], list[str]]:
+    """The subjects of `evaluate.subjects`, and the names of optional ones that aren't there.
+
+    `adapter` is what a subject of kind adapter without `at` means. Nothing is loaded. Raises UserError naming the
+    subject that isn't there.
+    """
+    planned, absent = [], []
+    for name, settings in config.evaluate.subjects.items():
+        field = f"evaluate.subjects.{name}.at"
+        if settings.optional and not _is_there(settings, field):
+            absent.append(name)
+        else:
+            planned.append(_PLANS[str(settings.kind)](config, name, settings, adapter))
+    for role in ("candidate", "reference"):
+        if (wanted := getattr(config.evaluate, role)) in absent:
+            raise UserError(f"evaluate.{role}: {wanted} is not there; name another subject")
+    return planned, absent
+
+
+def _is_there(settings: schema.Subject, field: str) -> bool:
+    at = str(settings.at)
+    return registry.is_there(at, field) if settings.kind == "version" else resolve(at).exists()
+
+
+def _base(config: Config, name: str, settings: schema.Subject, adapter: Product | None) -> Planned:
+    model = pin(config.model)
+    about = {"model": model.id, "revision": str(model.revision), "license": model.license.id}
+    return Planned(name, settings, about)
+
+
+def _adapter(config: Config, name: str, settings: schema.Subject, adapter: Product | None) -> Planned:
+    found = load(resolve(settings.at)) if settings.at else adapter
+    if found is None:
+        return Planned(name, settings, {})  # what the stage is given stands for itself
+    if found.kind != "adapter":
+        field = f"evaluate.subjects.{name}.at"
+        raise UserError(f"{field}: expected a folder of kind adapter, {settings.at} is of kind {found.kind}")
+    base, model = found.about["base"], pin(config.model)
+    if base["revision"] != model.revision:
+        raise UserError(
+            f"evaluate.subjects.{name}: the adapter in {found.folder} was trained on {base['id']} "
+            f"({base['revision']}); model is {model.id} ({model.revision})"
+        )
+    about = {
+        "model": base["id"],
+        "revision": base["revision"],
+        "license": base["license"],
+        "adapter": found.about["adapter"],
+        "adapter digest": found.digest,
+    }
+    return Planned(name, settings, about, found.folder)
+
+
+def _version(config: Config, name: str, settings: schema.Subject, adapter: Product | None) -> Planned:
+    found = registry.find(str(settings.at), f"evaluate.subjects.{name}.at")
+    tags = {
+        "model": "base.id",
+        "revision": "base.revision",
+        "license": "base.license",
+        "adapter digest": "adapter.digest",
+    }
+    about = {"version": found.uri} | {told: found.tags[tag] for told, tag in tags.items() if tag in found.tags}
+    return Planned(name, settings, about, version=found)
+
+
+def _model(config: Config, name: str, settings: schema.Subject, adapter: Product | None) -> Planned:
+    model = pin(_exported(config, settings))
+    about = {"model": model.id, "revision": str(model.revision), "license": config.model.license.id}
+    return Planned(name, settings, about)
+
+
+def _endpoint(config: Config, name: str, settings: schema.Subject, adapter: Product | None) -> Planned:
+    return Planned(name, settings, {"endpoint": str(settings.at), "model": str(settings.model)})
+
+
+_PLANS: dict[str, Callable[[Config, str, schema.Subject, Product | None], Planned]] = {
+    "base": _base,
+    "adapter": _adapter,
+    "version": _version,
+    "model": _model,
+    "endpoint": _endpoint,
+}
+
+
+def _exported(config: Config, settings: schema.Subject) -> schema.Model:
+    """The profile of this configuration, for weights that lie elsewhere."""
+    return config.model.model_copy(update={"id": str(settings.at), "revision": None})
+
+
+def opened(config: Config, planned: Sequence[Planned]) -> Iterator[Subject]:
+    """Each subject, ready to be asked; one is let go before the next is loaded.
+
+    The base and this configuration's adapters share one copy of the base.
+    """
+    shared = [one for one in planned if one.settings.kind in ("base", "adapter")]
+    if shared:
+        yield from _sharing_base(config, shared)
+    for one in planned:
+        if one not in shared:
+            yield _alone(config, one)
+            gc.collect()
+
+
+def _sharing_base(config: Config, planned: Sequence[Planned]) -> Iterator[Subject]:
+    base = load_base(config.model, config.adapter, config.compute).eval()
+    plain = load_tokenizer(config.model)
+    bare = [one for one in planned if one.settings.kind == "base"]
+    # Before an adapter is attached the base is the checkpoint itself.
+    yield from (_local(config, one, base, plain) for one in bare)
+    for one in planned:
+        if one.adapter is not None:
+            with _attached(base, one.adapter) as model:
+                yield _local(config, one, model, load_tokenizer_from(one.adapter))
+
+
+@contextlib.contextmanager
+def _attached(base: Any, adapter: Path) -> Iterator[Any]:
+    """The base with the adapter on it, taken off again afterwards."""
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    try:
+        yield model
+    finally:
+        if hasattr(model, "unload"):
+            model.unload()
+
+
+def _local(config: Config, planned: Planned, model: Any, tokenizer: Any) -> LocalSubject:
+    return LocalSubject(
+        name=planned.name,
+        about=planned.about,
+        model=model,
+        tokenizer=tokenizer,
+        template=template_switches(config.model),
+        batch_size=config.compute.eval_batch_size,
+        seed=config.seed,
+    )
+
+
+def _alone(config: Config, planned: Planned) -> Subject:
+    kind = planned.settings.kind
+    if kind == "endpoint":
+        endpoint = Endpoint(planned.settings, f"evaluate.subjects.{planned.name}")
+        return EndpointSubject(planned.name, endpoint, config.seed)
+    if planned.version is not None:
+        return _served(config, planned, planned.version)
+    return _export(config, planned)
+
+
+def _served(config: Config, planned: Planned, version: Version) -> LocalSubject:
+    adapter, settings = registry.contents(version)
+    served: Served = load_served(settings, adapter)
+    return LocalSubject(
+        name=planned.name,
+        about=planned.about,
+        model=served.model,
+        tokenizer=served.tokenizer,
+        template=served.template,
+        batch_size=served.compute.eval_batch_size,
+        seed=config.seed,
+    )
+
+
+def _export(config: Config, planned: Planned) -> LocalSubject:
+    """Weights that hold their adapter, quantised as they are published."""
+    from transformers import AutoConfig
+
+    model = pin(_exported(config, planned.settings))
+    found = AutoConfig.from_pretrained(**source(model)).architectures or [""]
+    model = model.model_copy(update={"architecture": found[0]})
+    plain = config.adapter.model_copy(update={"quantization": None})
+    loaded = load_base(model, plain, config.compute).eval()
+    return _local(config, planned, loaded, load_tokenizer(model))
+
+
+def adapters_of(planned: Sequence[Planned]) -> dict[str, Path]:
+    """The adapter's folder of each subject that has one, a registered version's downloaded."""
+    folders = {one.name: one.adapter for one in planned if one.adapter}
+    return folders | {one.name: registry.contents(one.version)[0] for one in planned if one.version}
+
+
+def identity(config: Config) -> Mapping[str, Mapping[str, str]]:
+    """What the subjects are, by content, for the fingerprint of an evaluation."""
+    planned, _ = plan(config, None)
+    return {one.name: one.about for one in planned}
