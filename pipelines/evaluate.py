@@ -20,7 +20,7 @@ from pipelines.subjects.confidence import resolved
 from pipelines.subjects.harnessed import harness_records
 from pipelines.subjects.inquiry import Inquiry, inquiry_of
 from pipelines.subjects.judging import Judging
-from pipelines.subjects.opening import Planned, adapters_of, identity, opened, plan
+from pipelines.subjects.opening import Planned, adapters_of, check_endpoints, identity, opened, plan
 from pipelines.tracking import registry
 from pipelines.tracking.run import Run, finite, started
 from pipelines.tracking.source import source_tags
@@ -59,10 +59,14 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     notes = [f"{name}: {config.evaluate.subjects[name].at} is not there, left out" for name in absent]
     for note in notes:
         say(f"  {note}")
+    check_endpoints(planned)
+    judging = Judging(config, inquiry.rows)
     answers = _ask(config, planned, inquiry)
     setup = _setup(config, heldout, inquiry, answers)
     setup.notes[:0] = notes
-    findings = find(_judged(config, inquiry, answers, setup), setup)
+    records = _judged(judging, answers, setup)
+    say(f"  {len(records):,} answers; measuring with {setup.resamples:,} resamples")
+    findings = find(records, setup)
     metrics = {name: findings.metrics(name) for name in setup.subjects}
     _write(work, findings, metrics[setup.candidate])
     _log(config, findings, heldout, metrics, work, run)
@@ -122,9 +126,8 @@ def _setup(config: Config, heldout: Heldout, inquiry: Inquiry, answers: Mapping[
     )
 
 
-def _judged(config: Config, inquiry: Inquiry, answers: Mapping[str, Answers], setup: Setup) -> list[Record]:
+def _judged(judging: Judging, answers: Mapping[str, Answers], setup: Setup) -> list[Record]:
     """All records, with what passages and a judge say of the answers."""
-    judging = Judging(config, inquiry.rows)
     by_subject = judging.faithful({name: found.records for name, found in answers.items()})
     preferred = judging.preferred(by_subject[setup.candidate], by_subject[setup.reference])
     setup.judge.update(judging.about)

@@ -1,6 +1,7 @@
 """The evaluate and compare stages: who can be judged, on what, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -13,6 +14,7 @@ from pipelines.evaluation import record as table
 from pipelines.evaluation.findings import load
 from pipelines.tracking import registry
 from tests.conftest import World
+from tests.subjects import serving
 
 SMALL = ["evaluate.robustness.rows=null", "evaluate.red_team.wraps=null", "evaluate.cost.rows=null"]
 
@@ -120,6 +122,58 @@ def test_without_an_adapter_the_base_alone_is_judged(world: World, finished: Wor
     assert world.run("evaluate", rows, *only, *SMALL) == 0
     assert list(scores(world).about["subjects"]) == ["base"]
     assert "<html" in (world.product("scores") / "report.html").read_text(encoding="utf-8")
+
+
+def endpoint(at: str, model: str) -> str:
+    return f"+evaluate.subjects.api={{kind: endpoint, at: '{at}', model: '{model}', price_in: 1.0, price_out: 2.0}}"
+
+
+def test_an_endpoint_is_judged_like_any_other_and_a_judge_out_of_form_is_counted(
+    world: World, finished: World, given: list[str]
+) -> None:
+    """The same weights behind HTTP answer the same; as a judge they say nothing of the form that is asked."""
+    with serving.serving(finished.model, serving.OWN, world.folder / "server.log") as server:
+        judge = [f"evaluate.judge.at={server.at}", f"evaluate.judge.model={server.model}", "evaluate.judge.rows=9"]
+        assert world.run("evaluate", *given, *SMALL, endpoint(server.at, server.model), *judge) == 0
+    assert answers(world, "api") == answers(world, "base")
+    found = scores(world).about
+    api = found["subjects"]["api"]
+    assert api["eval/correctness/num_errors"] == 0
+    assert 0 < api["eval/cost/dollars"] <= api["eval/cost/dollars_spent"]
+    assert found["metrics"]["eval/judge/num_judged_vs_base"] == 0
+    assert found["metrics"]["eval/judge/num_out_of_form_vs_base"] == 9
+    assert "Reply with one letter alone" in (world.product("scores") / "report.html").read_text(encoding="utf-8")
+
+
+def test_rows_that_an_endpoint_garbles_are_errors_and_in_no_rate(world: World, finished: World) -> None:
+    rows = [replace(row, prompt=list(row.prompt)) for row in read_rows(finished.product("rows") / "heldout.jsonl")][:12]
+    for row in rows[:4]:
+        row.prompt[-1] = {"role": "user", "content": f"Where is my card? {row.id} <<raw:no json>>"}
+    work = world.folder / "garbled.partial"
+    work.mkdir()
+    write_rows(work, "heldout", rows)
+    made = products.publish(work, world.folder / "garbled", "rows", {"run_id": "x"}, {"digests": {}})
+    only = ["~evaluate.subjects.adapter", "~evaluate.subjects.champion", "evaluate.candidate=api"]
+    with serving.faulty() as server:
+        subject = endpoint(server.at, "m").replace("kind:", "retries: 0, kind:")
+        assert world.run("evaluate", f"evaluate.rows={made.folder}", *only, *SMALL, subject) == 0
+    metrics = scores(world).about["metrics"]
+    assert metrics["eval/correctness/num_errors"] == 4
+    records, _ = table.read(world.product("scores") / "answers.parquet")
+    asked = table.of(records, table.HELDOUT, "api")
+    assert [record.error is None for record in asked] == [False] * 4 + [True] * 8
+    assert all(record.correct is None and record.answer is None for record in asked[:4])
+    right = [record.answer == record.expected for record in asked[4:] if record.in_scope]
+    assert metrics["eval/correctness/accuracy"] == sum(right) / len(right)
+
+
+def test_an_endpoint_that_is_not_there_is_told_before_a_model_is_loaded(
+    world: World, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert world.run("evaluate", *given, *SMALL, endpoint("http://127.0.0.1:9/v1", "m")) == 4
+    output = capsys.readouterr()
+    assert "evaluate.subjects.api" in output.err
+    assert "answers of" not in output.out
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ DEFINITIONS: dict[str, str] = {
     "cost/mean_tokens": "Generated tokens per answer.",
     "cost/peak_memory_gb": "Most memory held while this subject answered: of the GPU, or of this process on a CPU.",
     "cost/dollars": "What the endpoint's answers to the held-out rows cost, by the prices given.",
+    "cost/dollars_spent": "The whole bill of the evaluation: perturbed rows, attacks and tries that failed included.",
     "cost/dollars_per_1000": "The same for a thousand answers.",
 }
 
@@ -217,6 +218,8 @@ def cost(records: Sequence[Record], clock: Mapping[str, float]) -> list[Measure]
         add("mean_tokens", sum(lengths) / len(lengths), len(lengths), "answered", "tokens")
     if clock.get("peak_memory_gb"):
         add("peak_memory_gb", clock["peak_memory_gb"], len(answered), "answered", "GB")
+    if clock.get("spent"):
+        add("dollars_spent", clock["spent"], int(clock["batch_answers"]), "batched", "USD")
     if paid:
         add("dollars", sum(paid), len(paid), "answered", "USD")
         add("dollars_per_1000", 1000 * sum(paid) / len(paid), len(paid), "answered", "USD")

@@ -8,6 +8,7 @@ from pipelines.evaluation.ask import Ask, alone, samples
 from pipelines.evaluation.record import HELDOUT, Record
 from pipelines.progress import meter
 from pipelines.subjects.confidence import Asked, Method, Told, confidences
+from pipelines.subjects.endpoint import EndpointSubject
 from pipelines.subjects.inquiry import Inquiry
 from pipelines.subjects.memory import peak_memory
 from pipelines.subjects.subject import Question, Reply, Subject
@@ -46,6 +47,8 @@ def inquire(subject: Subject, inquiry: Inquiry, method: Method, device: str) -> 
         "batch_answers": float(len(replies)),
         "peak_memory_gb": peak.gb,
     }
+    if isinstance(subject, EndpointSubject):
+        clock["spent"] = subject.endpoint.spent
     return Answers(records, dict(subject.about), clock, told)
 
 

@@ -17,12 +17,17 @@ FIELD = "evaluate.judge"
 
 
 class Judging:
-    """Puts claims and pairs of answers before a judge where one is configured; `about` and `notes` say how."""
+    """Puts claims and pairs of answers before a judge where one is configured; `about` and `notes` say how.
+
+    Raises UserError or Unreachable where the judge can't be asked.
+    """
 
     def __init__(self, config: Config, rows: Sequence[Row]) -> None:
         self.settings, self.seed = config.evaluate, config.seed
         self.rows = {row.id: row for row in rows}
         self.endpoint = Endpoint(self.settings.judge, FIELD) if self.settings.judge.at is not None else None
+        if self.endpoint is not None:
+            self.endpoint.check()
         self.notes: list[str] = []
         self.about: dict[str, str] = {}
 

@@ -30,6 +30,7 @@ class Planned:
     about: dict[str, str]
     adapter: Path | None = None
     version: Version | None = None
+    endpoint: Endpoint | None = None
 
 
 def plan(config: Config, adapter: Product | None) -> tuple[list[Planned], list[str]]:
@@ -52,8 +53,9 @@ def plan(config: Config, adapter: Product | None) -> tuple[list[Planned], list[s
 
 
 def _is_there(settings: schema.Subject, field: str) -> bool:
-    at = str(settings.at)
-    return registry.is_there(at, field) if settings.kind == "version" else resolve(at).exists()
+    if settings.kind == "version":
+        return registry.is_there(str(settings.at), field)
+    return settings.at is None or settings.kind == "endpoint" or resolve(settings.at).exists()
 
 
 def _base(config: Config, name: str, settings: schema.Subject, adapter: Product | None) -> Planned:
@@ -104,7 +106,8 @@ def _model(config: Config, name: str, settings: schema.Subject, adapter: Product
 
 
 def _endpoint(config: Config, name: str, settings: schema.Subject, adapter: Product | None) -> Planned:
-    return Planned(name, settings, {"endpoint": str(settings.at), "model": str(settings.model)})
+    endpoint = Endpoint(settings, f"evaluate.subjects.{name}")
+    return Planned(name, settings, endpoint.about, endpoint=endpoint)
 
 
 _PLANS: dict[str, Callable[[Config, str, schema.Subject, Product | None], Planned]] = {
@@ -173,10 +176,8 @@ def _local(config: Config, planned: Planned, model: Any, tokenizer: Any) -> Loca
 
 
 def _alone(config: Config, planned: Planned) -> Subject:
-    kind = planned.settings.kind
-    if kind == "endpoint":
-        endpoint = Endpoint(planned.settings, f"evaluate.subjects.{planned.name}")
-        return EndpointSubject(planned.name, endpoint, config.seed)
+    if planned.endpoint is not None:
+        return EndpointSubject(planned.name, planned.endpoint, config.seed)
     if planned.version is not None:
         return _served(config, planned, planned.version)
     return _export(config, planned)
@@ -206,6 +207,13 @@ def _export(config: Config, planned: Planned) -> LocalSubject:
     plain = config.adapter.model_copy(update={"quantization": None})
     loaded = load_base(model, plain, config.compute).eval()
     return _local(config, planned, loaded, load_tokenizer(model))
+
+
+def check_endpoints(planned: Sequence[Planned]) -> None:
+    """Asks each endpoint for a token, before models are loaded. Raises UserError or Unreachable naming the subject."""
+    for one in planned:
+        if one.endpoint is not None:
+            one.endpoint.check()
 
 
 def adapters_of(planned: Sequence[Planned]) -> dict[str, Path]:

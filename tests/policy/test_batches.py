@@ -12,6 +12,7 @@ from peft import LoraConfig, PromptEncoderConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     Lfm2Config,
@@ -21,7 +22,7 @@ from transformers import (
 )
 
 from pipelines.config.paths import PROJECT
-from pipelines.policy.chat import Decoding, Generated, generate, inner
+from pipelines.policy.chat import Decoding, Generated, _give_room, _Stop, generate, inner
 from pipelines.policy.template import ends_of, render
 
 TINY = PROJECT / "data/models/tiny"
@@ -203,7 +204,7 @@ def test_adapters_change_nothing_about_that(tokenizer: Any, kind: str) -> None:
 
 def test_a_stop_string_ends_an_answer_before_it(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
     free = generate(model, tokenizer, prompts, Decoding(40), 16)
-    stop = ("=", " the", "ord", "ar")
+    stop = ("=", " the", "ord", "ar", "car")
     cut = generate(model, tokenizer, prompts, Decoding(40, stop=stop), 16)
     for whole, short in zip(free, cut, strict=True):
         at = [whole.text.find(string) for string in stop if string in whole.text]
@@ -213,6 +214,43 @@ def test_a_stop_string_ends_an_answer_before_it(model: Any, tokenizer: Any, prom
     assert sum(short.text != whole.text for whole, short in zip(free, cut, strict=True)) > 20
     check_same(generate(model, tokenizer, prompts, Decoding(40, stop=stop), 1), cut)
     check_same(generate(model, tokenizer, prompts[::-1], Decoding(40, stop=stop), 4), cut[::-1])
+
+
+def test_a_stop_string_that_is_noticed_late_cuts_as_well(
+    model: Any, tokenizer: Any, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding = Decoding(40, stop=("ar", "=", " the"))
+    cut = generate(model, tokenizer, prompts[:24], decoding, 16)
+    monkeypatch.setattr(_Stop, "reached", lambda stop, tokens: False)
+    check_same(generate(model, tokenizer, prompts[:24], decoding, 16), cut)
+
+
+def test_a_cache_with_room_holds_what_one_without_would() -> None:
+    torch.manual_seed(0)
+    caches = [DynamicCache(), DynamicCache()]
+    drawn = random.Random(0)
+    for step in range(400):
+        rows = caches[0].layers[0].keys.shape[0] if step else 3
+        change = drawn.choice(["select", "reorder", "crop", "repeat"]) if step % 9 == 8 else "update"
+        new = torch.randn(2, rows, 2, drawn.choice([1, 1, 1, 5]), 4)
+        order = torch.randperm(rows)[: max(2, rows - 1)]
+        for cache in caches:
+            if change == "update":
+                held = cache.update(*new, 0)
+                assert torch.equal(held[0], cache.layers[0].keys)
+            elif change == "select":
+                cache.batch_select_indices(order)
+            elif change == "reorder":
+                cache.layers[0].reorder_cache(torch.arange(rows).flip(0))
+            elif change == "crop":
+                cache.crop(-3)
+            elif rows < 4:
+                cache.batch_repeat_interleave(2)
+        _give_room(caches[1])
+        for name in ("keys", "values"):
+            assert torch.equal(getattr(caches[0].layers[0], name), getattr(caches[1].layers[0], name))
+    assert type(caches[1].layers[0]) is not type(caches[0].layers[0])
+    assert caches[1].get_seq_length() > 128
 
 
 def test_rows_do_no_work_after_their_stop_string(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
@@ -231,6 +269,7 @@ def test_a_special_token_ends_an_answer_where_it_is_a_stop_string(
     model: Any, tokenizer: Any, prompts: list[list[int]]
 ) -> None:
     first = tokenizer.convert_ids_to_tokens(step_by_step(model, tokenizer, prompts[1], 2)[0][1])
-    marked = AutoTokenizer.from_pretrained(TINY, additional_special_tokens=[first])
+    marked = AutoTokenizer.from_pretrained(TINY)
+    marked.add_special_tokens({"extra_special_tokens": [first]})
     (answer,) = generate(model, marked, prompts[1:2], Decoding(8, stop=(first,)), 1)
     assert (answer.num_tokens, answer.finished) == (2, True)

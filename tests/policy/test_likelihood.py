@@ -203,8 +203,9 @@ def test_logits_of_a_batch_stay_within_their_bound(monkeypatch: pytest.MonkeyPat
     assert max(rows) <= 8
 
 
-def test_order_and_neighbours_change_nothing_and_progress_adds_up() -> None:
-    model = made("sdpa")
+@pytest.mark.parametrize("kind", ["sdpa", "sliding"])
+def test_order_and_neighbours_change_nothing_and_progress_adds_up(kind: str) -> None:
+    model = made(kind)
     contexts, continuations = drawn(model)
     told: list[int] = []
     found = continuation_likelihoods(model, contexts, continuations, 4, told.append)

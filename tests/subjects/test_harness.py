@@ -218,13 +218,14 @@ def test_a_group_reads_local_files_and_names_its_tasks(model: Any, tokenizer: An
 
 
 def test_examples_and_samples_follow_the_seed(model: Any, tokenizer: Any, folder: Path) -> None:
-    def run(task: str, seed: int) -> list[Any]:
-        return run_tasks(settings(folder, task, num_fewshot=2), harness_model(model, tokenizer, {}, 8), seed).rows
+    def run(task: str, examples: int, seed: int) -> list[Any]:
+        asked = settings(folder, task, num_fewshot=examples, limit=12)
+        return run_tasks(asked, harness_model(model, tokenizer, {}, 8), seed).rows
 
-    assert [row.prompt for row in run("bank_choices", 1)] == [row.prompt for row in run("bank_choices", 1)]
-    assert [row.prompt for row in run("bank_choices", 1)] != [row.prompt for row in run("bank_choices", 2)]
-    assert [row.answer for row in run("bank_sampled", 1)] == [row.answer for row in run("bank_sampled", 1)]
-    assert [row.answer for row in run("bank_sampled", 1)] != [row.answer for row in run("bank_sampled", 2)]
+    assert [row.prompt for row in run("bank_choices", 2, 1)] == [row.prompt for row in run("bank_choices", 2, 1)]
+    assert [row.prompt for row in run("bank_choices", 2, 1)] != [row.prompt for row in run("bank_choices", 2, 2)]
+    assert [row.answer for row in run("bank_sampled", 0, 1)] == [row.answer for row in run("bank_sampled", 0, 1)]
+    assert [row.answer for row in run("bank_sampled", 0, 1)] != [row.answer for row in run("bank_sampled", 0, 2)]
 
 
 def test_progress_adds_up_to_the_requests(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -242,15 +243,25 @@ def test_the_chat_template_is_the_policys(model: Any, tokenizer: Any) -> None:
     assert engine.apply_chat_template(begun, add_generation_prompt=False).endswith("<|im_start|>assistant\nIt is")
 
 
-def test_third_parties_are_as_they_were_afterwards(model: Any, tokenizer: Any, folder: Path) -> None:
+def test_third_parties_are_silent_and_offline_and_then_as_before(
+    model: Any, tokenizer: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "transformers")]
+
     def state() -> tuple[object, ...]:
         offline = huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-        return *offline, logging.getLogger("lm_eval").level, datasets.are_progress_bars_disabled(), sys.stdout
+        return *offline, *(logger.level for logger in loggers), datasets.are_progress_bars_disabled(), sys.stdout
 
-    before = state()
-    run_tasks(settings(folder, "bank_written", limit=1), harness_model(model, tokenizer, {}, 8), 3)
+    for owner in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(owner, "HF_HUB_OFFLINE", False)
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.INFO)
+    before, seen = state(), []
+    engine = harness_model(model, tokenizer, {}, 8, None, lambda count: seen.append(state()))
+    run_tasks(settings(folder, "bank_written", limit=1), engine, 3)
     with pytest.raises(UserError):
-        run_tasks(settings(folder, "bank_nucleus", limit=1), harness_model(model, tokenizer, {}, 8), 3)
+        run_tasks(settings(folder, "bank_nucleus", limit=1), engine, 3)
+    assert [during[:5] for during in seen] == [(True, True, logging.CRITICAL, logging.CRITICAL, True)]
     assert state() == before
 
 
