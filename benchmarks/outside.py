@@ -215,6 +215,7 @@ OUTSIDE: dict[str, object] = {
     "evaluate.pass_at.k": [],
     "evaluate.pass_at.temperature": 0.0,
     "evaluate.calibration.confidence": "certain",
+    "evaluate.calibration.rows": 0,
     "evaluate.calibration.validation_rows": 0,
     "evaluate.calibration.bins": 1,
     "evaluate.robustness.rows": 0,

@@ -422,9 +422,13 @@ class PassAt(Block):
 
 
 class Calibration(Block):
-    """How sure a subject is, and the temperature that is fitted on validation rows."""
+    """How sure a subject is, and the temperature that is fitted on validation rows.
+
+    Labels are weighed on a sample of `rows` held-out rows; null weighs them on all.
+    """
 
     confidence: Literal["auto", "labels", "answer", "verbalised", "none"]
+    rows: Count | None
     validation_rows: Count
     bins: Annotated[int, Field(ge=2)]
 

@@ -35,7 +35,7 @@ def inquire(subject: Subject, inquiry: Inquiry, method: Method, device: str) -> 
         with meter(f"answers of {subject.name}", len(inquiry.asks), "rows") as shown:
             replies = subject.answer(_questions(inquiry.asks), limit, shown.advance)
         seconds = time.perf_counter() - begun
-        asked = Asked(subject, inquiry.judged, inquiry.labels, limit)
+        asked = Asked(subject, inquiry.judged, inquiry.labels, inquiry.weighed, limit)
         told = confidences(asked, method, inquiry.rows, replies[: len(inquiry.rows)], inquiry.validation)
         records = [inquiry.judged.record(a, subject.name, r) for a, r in zip(inquiry.asks, replies, strict=True)]
         records = [*_told(_scored(records, inquiry), told), *told.validation]

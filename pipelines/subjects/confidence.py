@@ -44,22 +44,23 @@ class Told:
 
 @dataclass(frozen=True)
 class Asked:
-    """A subject, how its answers are judged, the labels there are, and the limit of new tokens."""
+    """A subject, how its answers are judged, the labels there are, and the limit of new tokens.
+
+    `weighed` are the ids of the rows whose labels' likelihoods are looked at.
+    """
 
     subject: Subject
     judged: Judged
     labels: Sequence[str]
+    weighed: frozenset[str]
     max_new_tokens: int
 
 
 def resolved(configured: str, labels: Sequence[str], kind: str) -> Method:
-    """What the configuration means for a subject: an endpoint, and a task without labels, have no labels' likelihoods.
-
-    `auto` is the answer's own probability: it is there once the answer is.
-    """
-    if configured == "labels" and (kind == "endpoint" or not 0 < len(labels) <= MOST_LABELS):
-        return "answer"
-    return "answer" if configured == "auto" else cast(Method, configured)
+    """What the configuration means for a subject: labels have likelihoods where a local model chooses among some."""
+    if configured in ("auto", "labels"):
+        return "labels" if kind != "endpoint" and 0 < len(labels) <= MOST_LABELS else "answer"
+    return cast(Method, configured)
 
 
 def confidences(
@@ -80,7 +81,7 @@ def _by_labels(asked: Asked, rows: Sequence[Row], replies: Sequence[Reply], vali
     """
     place = {label: position for position, label in enumerate(asked.labels)}
     chosen = [_label_of(asked.judged, row, reply, place) for row, reply in zip(rows, replies, strict=True)]
-    told = [at for at, label in enumerate(chosen) if label is not None]
+    told = [at for at, label in enumerate(chosen) if label is not None and rows[at].id in asked.weighed]
     if len(told) < FEWEST_ROWS:
         # An untrained base names no label, and the labels' likelihoods take longer than the answers.
         note = f"{asked.subject.name}: no confidence, because only {len(told)} answers are labels"

@@ -22,8 +22,8 @@ class Inquiry:
     """What is asked, and how answers are judged.
 
     `asks` share batches, the held-out `rows` first; the temperature is fitted on `validation`; `scorer` gives the
-    rows' further metrics; `labels` are those that a subject chooses among, if it does. `notes` say what is left
-    out, and why.
+    rows' further metrics; `labels` are those that a subject chooses among, if it does, and `weighed` the ids of the
+    rows on which all of them are. `notes` say what is left out, and why.
     """
 
     asks: Sequence[Ask]
@@ -32,6 +32,7 @@ class Inquiry:
     judged: Judged
     scorer: Scorer
     labels: Sequence[str]
+    weighed: frozenset[str]
     settings: Evaluate
     seed: int
     notes: Sequence[str]
@@ -43,7 +44,7 @@ def inquiry_of(config: Config, heldout: Heldout) -> Inquiry:
     check_columns(settings.slices.columns, [row.kept or {} for row in heldout.rows])
     labels = _labels(config, heldout)
     attempts, notes = _attempts(config, heldout.rows, labels)
-    count = settings.calibration.validation_rows
+    count, weighed = settings.calibration.validation_rows, settings.calibration.rows or len(heldout.rows)
     return Inquiry(
         asks=batched(heldout.rows, attempts, settings, config.seed),
         rows=heldout.rows,
@@ -51,6 +52,7 @@ def inquiry_of(config: Config, heldout: Heldout) -> Inquiry:
         judged=Judged(config.task, None if config.task.verify == UNJUDGED else resolve_verify(config.task)),
         scorer=_scorer(config, heldout.rows),
         labels=labels,
+        weighed=frozenset(row.id for row in chosen(heldout.rows, weighed, f"calibration {config.seed}")),
         settings=settings,
         seed=config.seed,
         notes=notes,
