@@ -134,19 +134,20 @@ def test_an_endpoint_is_judged_like_any_other_and_a_judge_out_of_form_is_counted
     """The same weights behind HTTP answer the same; as a judge they say nothing of the form that is asked."""
     with serving.serving(finished.model, serving.OWN, world.folder / "server.log") as server:
         judge = [f"evaluate.judge.at={server.at}", f"evaluate.judge.model={server.model}", "evaluate.judge.rows=36"]
-        assert world.run("evaluate", *given, *SMALL, endpoint(server.at, server.model), *judge) == 0
+        other = ["+evaluate.subjects.tiny={kind: model, at: data/models/tiny}", "evaluate.reference=tiny"]
+        assert world.run("evaluate", *given, *SMALL, endpoint(server.at, server.model), *judge, *other) == 0
     assert answers(world, "api") == answers(world, "base")
     found = scores(world).about
     api = found["subjects"]["api"]
     assert api["eval/correctness/num_errors"] == 0
     assert 0 < api["eval/cost/dollars"] <= api["eval/cost/dollars_spent"]
     records, _ = table.read(world.product("scores") / "answers.parquet")
-    base = {record.row_id: str(record.answer).strip() for record in table.of(records, table.HELDOUT, "base")}
+    tiny = {record.row_id: str(record.answer).strip() for record in table.of(records, table.HELDOUT, "tiny")}
     judged = table.of(records, "judge", "adapter")
-    differing = sum(base[record.row_id] != str(record.answer).strip() for record in judged)
+    differing = sum(tiny[record.row_id] != str(record.answer).strip() for record in judged)
     # Equal answers are ties that nobody is asked about.
-    assert found["metrics"]["eval/judge/num_judged_vs_base"] == len(judged) - differing
-    assert found["metrics"]["eval/judge/num_out_of_form_vs_base"] == differing > 0
+    assert found["metrics"]["eval/judge/num_judged_vs_tiny"] == len(judged) - differing
+    assert found["metrics"]["eval/judge/num_out_of_form_vs_tiny"] == differing > 0
     assert "Reply with one letter alone" in (world.product("scores") / "report.html").read_text(encoding="utf-8")
 
 
