@@ -5,6 +5,7 @@ the independent draw. Where groups repeat, the intervals come from resampling wh
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from scipy.stats import t as student
 
 CONFIDENCE = 0.95
 TAIL = (1 - CONFIDENCE) / 2
+NEGLIGIBLE = 1.01  # a variance of one per cent more is half a per cent of an interval's width
 # Numbers held at a time while resampling: what a processor's cache holds is drawn fastest.
 _BLOCK = 200_000
 # Of the spread, what all but a few resamples must keep for the studentised bootstrap.
@@ -57,7 +59,7 @@ def wilson(successes: int, trials: int) -> Interval:
 
 
 def rate(successes: Sequence[bool], groups: Sequence[str] | None, resamples: int, seed: int) -> Interval:
-    """The share of successes: Wilson's interval where every row is its own group, else `bootstrap_outcomes`."""
+    """The share of successes: Wilson's interval where rows count as independent, else `bootstrap_outcomes`."""
     if not are_shared(groups):
         return wilson(sum(successes), len(successes))
     return bootstrap_outcomes(successes, groups, resamples, seed)
@@ -155,8 +157,15 @@ def standard_error(sums: Floats, sizes: Floats) -> float:
 
 
 def are_shared(groups: Sequence[str] | None) -> bool:
-    """Whether any group has more than one row."""
-    return groups is not None and len(set(groups)) < len(groups)
+    """Whether rows share groups so much that it can matter.
+
+    Rows of one group that are all alike raise the variance of a mean by at most the sum of the groups' squared sizes
+    over the number of rows (L. Kish, "Survey Sampling", 1965, section 5.4). Up to `NEGLIGIBLE` they count as
+    independent.
+    """
+    if not groups:
+        return False
+    return sum(size * size for size in Counter(groups).values()) / len(groups) > NEGLIGIBLE
 
 
 def unit(groups: Sequence[str] | None) -> str:

@@ -9,6 +9,7 @@ from scipy.stats import t as student
 from benchmarks import evaluation_coverage
 from pipelines.interval import (
     Interval,
+    are_shared,
     bootstrap_mean,
     bootstrap_outcomes,
     group_sums,
@@ -236,3 +237,14 @@ def test_clustered_intervals_hold_the_truth_and_naive_ones_dont(monkeypatch: pyt
     for name in names[:3]:
         assert 0.91 <= held[name] <= 0.985, name
     assert held["clustered_rate_naive"] < 0.8
+
+
+def test_a_pair_among_thousands_is_no_cluster() -> None:
+    """One pair of 4,000 rows can raise the variance by 1/2,000 at most, forty rows of one group by over a third."""
+    alone = [str(row) for row in range(4_000)]
+    assert not are_shared(alone)
+    assert not are_shared(["0", *alone[:-1]])
+    assert are_shared(["0"] * 40 + alone[40:])
+    assert are_shared(["a", "a", "b"])
+    verdicts = [row % 5 > 0 for row in range(4_000)]
+    assert rate(verdicts, ["0", *alone[:-1]], 100, 0) == wilson(3_200, 4_000)
