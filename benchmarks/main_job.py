@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from benchmarks import mutations as every_mutation
-from benchmarks.measure import Weighed, run_parts, weigh
+from benchmarks.measure import run_parts, succeeded, weigh
 from pipelines.config.paths import PROJECT
 
 PYTHON = sys.executable
@@ -36,8 +36,8 @@ def flow(temporary: Path) -> Figures:
     clone = temporary / "clone"
     subprocess.run(["git", "clone", "--quiet", str(PROJECT), str(clone)], check=True)
     environment = {"MLFLOW_ENV_ROOT": str(temporary / "envs"), "MLFLOW_TRACKING_URI": "", "VIRTUAL_ENV": ""}
-    cold = _expect(weigh(["make", "finetune"], clone, environment, temporary / "cold.log"))
-    warm = _expect(weigh(["make", "finetune"], clone, environment, temporary / "warm.log"))
+    cold = succeeded(weigh(["make", "finetune"], clone, environment, temporary / "cold.log"))
+    warm = succeeded(weigh(["make", "finetune"], clone, environment, temporary / "warm.log"))
     if warm.output.count(": reused from run") != 5:
         raise RuntimeError(f"the second run made something anew:\n{warm.output}")
     scores = _manifest(clone / "outputs/scores")["about"]
@@ -83,15 +83,15 @@ def overhead(temporary: Path) -> Figures:
     """The sft stage against a bare TRL + peft script: same rows, seed and settings."""
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{temporary / 'mlflow.db'}"}
     places = [f"paths.{name}={temporary / name}" for name in ("rows", "adapters", "outputs")]
-    _expect(weigh([PYTHON, "-m", "pipelines", "prepare", *places], PROJECT, store, temporary / "prepare.log"))
+    succeeded(weigh([PYTHON, "-m", "pipelines", "prepare", *places], PROJECT, store, temporary / "prepare.log"))
     rows = next(temporary.glob("rows/*/manifest.json")).parent
     config = temporary / "config.yaml"
     config.write_text(_composed(), encoding="utf-8")
-    ours = _expect(
+    ours = succeeded(
         weigh([PYTHON, "-m", "pipelines", "sft", *places], PROJECT, store, temporary / "sft.log"),
     )
     bare_folder = temporary / "bare"
-    bare = _expect(
+    bare = succeeded(
         weigh(
             [PYTHON, "-m", "benchmarks.bare_sft", str(config), str(rows), str(bare_folder)],
             PROJECT,
@@ -121,12 +121,6 @@ def _composed() -> str:
 
 def _manifest(folder: Path) -> Any:
     return json.loads(next(folder.glob("*/manifest.json")).read_text(encoding="utf-8"))
-
-
-def _expect(done: Weighed) -> Weighed:
-    if done.code != 0:
-        raise RuntimeError(f"exit code {done.code}:\n{done.output[-4000:]}")
-    return done
 
 
 PARTS: dict[str, Callable[[Path], Figures]] = {

@@ -45,6 +45,13 @@ def weigh(command: Sequence[str], cwd: Path, environment: Mapping[str, str], log
     return Weighed(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, watcher.peak_mb, code, text)
 
 
+def succeeded(done: Weighed) -> Weighed:
+    """What was weighed. Raises RuntimeError with the output's end where it failed."""
+    if done.code:
+        raise RuntimeError(f"exit code {done.code}:\n{done.output[-4000:]}")
+    return done
+
+
 class _Watcher(threading.Thread):
     """Samples the memory of a process tree: shared pages counted once (PSS)."""
 

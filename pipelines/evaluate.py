@@ -13,7 +13,7 @@ from pipelines.evaluation.heldout import Heldout, check_apart, read_heldout
 from pipelines.evaluation.pictures import draw
 from pipelines.evaluation.record import Record
 from pipelines.evaluation.report import answers_table, page
-from pipelines.product import Product, digest_of, file_hash
+from pipelines.product import Product, digest_of, file_hash, folder_files
 from pipelines.progress import say
 from pipelines.subjects.asking import Answers, inquire
 from pipelines.subjects.confidence import resolved
@@ -42,8 +42,10 @@ def files(config: Config) -> dict[str, Any]:
     read = [config.task.card, *config.task.red_team, config.evaluate.json_schema, config.task.labels]
     read += [name for task in config.evaluate.harness.data.values() for name in task.values()]
     found = {name: resolve(name) for name in read if name}
+    own_tasks = config.evaluate.harness.include_path
     return {
         "subjects": identity(config),
+        "harness": folder_files(resolve(own_tasks)) if own_tasks else {},
         "files": {name: file_hash(path) for name, path in found.items() if path.is_file()},
     }
 

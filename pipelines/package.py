@@ -103,7 +103,17 @@ def _lineage(config: Config, adapter: Product, scores: Product, model_digest: st
 
 
 def _headline(scores: Product) -> dict[str, str]:
-    """The metrics that a reader of the registry looks for first, where there are such."""
+    """What a reader of the registry looks for first: metrics, where there are such, and against whom on which rows."""
+    about = scores.about
+    reference = about["reference"]
+    told = {"heldout.digest": about["heldout"]["digest"], "reference": reference}
+    against = {
+        "correctness.accuracy_of_reference": about["subjects"][reference].get("eval/correctness/accuracy"),
+        "correctness.accuracy_vs_reference_low": about["metrics"].get(f"eval/correctness/accuracy_vs_{reference}_low"),
+    }
+    told |= {name: f"{value:.4f}" for name, value in against.items() if value is not None}
     shown = ("correctness/accuracy", "refusal/decline_rate", "red_team/attack_success_rate", "calibration/temperature")
-    metrics = scores.about["metrics"]
-    return {name.replace("/", "."): f"{metrics[f'eval/{name}']:.4f}" for name in shown if f"eval/{name}" in metrics}
+    metrics = about["metrics"]
+    return told | {
+        name.replace("/", "."): f"{metrics[f'eval/{name}']:.4f}" for name in shown if f"eval/{name}" in metrics
+    }

@@ -24,6 +24,17 @@ date: "2026-11-26"
 INTENTS = ("card_arrival", "exchange_rate", "age_limit", "change_pin", "lost_or_stolen_card", "transfer_timing")
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For models this small a second one only waits, and on a busy machine for long."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3 of 0.4 M random parameters with the shipped tokenizer."""

@@ -74,6 +74,11 @@ def test_staging_alias_points_to_a_version_with_its_lineage(finished: World) -> 
     assert version.tags["base.revision"] == adapter.about["base"]["revision"]
     assert version.tags["rows.digest"] == products.load(finished.product("rows")).digest
     assert {"git.commit", "git.dirty", "lock.digest", "config.digest", "seed", "base.license"} <= set(version.tags)
+    scores = products.load(finished.product("scores")).about
+    assert version.tags["heldout.digest"] == scores["heldout"]["digest"]
+    assert version.tags["reference"] == "base"
+    of_base = scores["subjects"]["base"]["eval/correctness/accuracy"]
+    assert version.tags["correctness.accuracy_of_reference"] == f"{of_base:.4f}"
     assert version.tags["gate.result"] == "promoted to staging"
     assert version.tags["gate.accuracy"].startswith("pass  accuracy: eval/correctness/accuracy = ")
 

@@ -28,7 +28,7 @@ class Ask:
 
     @property
     def tools(self) -> Sequence[Mapping[str, Any]] | None:
-        return self.row.tools if self.row and not self.attempt else None
+        return self.row.tools if self.row else None
 
 
 def in_scope(row: Row, decline_label: str | None) -> bool:

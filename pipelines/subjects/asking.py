@@ -36,8 +36,10 @@ def inquire(subject: Subject, inquiry: Inquiry, method: Method, device: str) -> 
             replies = subject.answer(_questions(inquiry.asks), limit, shown.advance)
         seconds = time.perf_counter() - begun
         asked = Asked(subject, inquiry.judged, inquiry.labels, inquiry.weighed, limit)
-        told = confidences(asked, method, inquiry.rows, replies[: len(inquiry.rows)], inquiry.validation)
         records = [inquiry.judged.record(a, subject.name, r) for a, r in zip(inquiry.asks, replies, strict=True)]
+        count = len(inquiry.rows)
+        read = [record.parsed for record in records[:count]]
+        told = confidences(asked, method, inquiry.rows, replies[:count], read, inquiry.validation)
         records = [*_told(_scored(records, inquiry), told), *told.validation]
         records += _records(subject, inquiry, alone(inquiry.rows, inquiry.settings, inquiry.seed))
         records += _records(subject, inquiry, samples(inquiry.rows, inquiry.settings))

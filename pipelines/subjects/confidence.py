@@ -64,23 +64,31 @@ def resolved(configured: str, labels: Sequence[str], kind: str) -> Method:
 
 
 def confidences(
-    asked: Asked, method: Method, rows: Sequence[Row], replies: Sequence[Reply], validation: Sequence[Row]
+    asked: Asked,
+    method: Method,
+    rows: Sequence[Row],
+    replies: Sequence[Reply],
+    read: Sequence[str | None],
+    validation: Sequence[Row],
 ) -> Told:
-    """The confidence in each reply; `validation` are the rows that the temperature is fitted on."""
+    """The confidence in each reply, of which the verifier read what `read` holds.
+
+    `validation` are the rows that the temperature is fitted on.
+    """
     if method == "none":
         return Told(method, [None] * len(rows), [None] * len(rows))
     if method == "labels":
-        return _by_labels(asked, rows, replies, validation)
+        return _by_labels(asked, rows, read, validation)
     return _by_answer(asked, method, rows, replies, validation)
 
 
-def _by_labels(asked: Asked, rows: Sequence[Row], replies: Sequence[Reply], validation: Sequence[Row]) -> Told:
+def _by_labels(asked: Asked, rows: Sequence[Row], read: Sequence[str | None], validation: Sequence[Row]) -> Told:
     """Softmax over the labels' log-likelihoods; the answer's own label is the one that counts.
 
     Temperature: Guo et al., "On calibration of modern neural networks", ICML 2017, section 4.2.
     """
     place = {label: position for position, label in enumerate(asked.labels)}
-    chosen = [_label_of(asked.judged, row, reply, place) for row, reply in zip(rows, replies, strict=True)]
+    chosen = [place.get(label or "") for label in read]
     told = [at for at, label in enumerate(chosen) if label is not None and rows[at].id in asked.weighed]
     if len(told) < FEWEST_ROWS:
         # An untrained base names no label, and the labels' likelihoods take longer than the answers.
@@ -115,12 +123,6 @@ def _likelihoods(asked: Asked, rows: Sequence[Row], title: str) -> NDArray[np.fl
     questions = [Question(row.prompt, row.tools) for row in rows]
     with meter(f"{title} {asked.subject.name}", len(rows), "rows") as shown:
         return asked.subject.likelihoods(questions, asked.labels, shown.advance)
-
-
-def _label_of(judged: Judged, row: Row, reply: Reply, place: dict[str, int]) -> int | None:
-    if reply.text is None or judged.verify is None:
-        return None
-    return place.get(judged.verify(reply.text, row).parsed or "")
 
 
 def _probabilities(options: NDArray[np.float64], labels: Sequence[int], temperature: float) -> list[float]:

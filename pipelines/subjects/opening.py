@@ -59,7 +59,7 @@ def _is_there(settings: schema.Subject, field: str) -> bool:
 
 
 def _base(config: Config, name: str, settings: schema.Subject, adapter: Product | None) -> Planned:
-    model = pin(config.model)
+    model = config.model  # pinned when the run began
     about = {"model": model.id, "revision": str(model.revision), "license": model.license.id}
     return Planned(name, settings, about)
 
@@ -71,7 +71,7 @@ def _adapter(config: Config, name: str, settings: schema.Subject, adapter: Produ
     if found.kind != "adapter":
         field = f"evaluate.subjects.{name}.at"
         raise UserError(f"{field}: expected a folder of kind adapter, {settings.at} is of kind {found.kind}")
-    base, model = found.about["base"], pin(config.model)
+    base, model = found.about["base"], config.model
     if base["revision"] != model.revision:
         raise UserError(
             f"evaluate.subjects.{name}: the adapter in {found.folder} was trained on {base['id']} "

@@ -6,7 +6,6 @@ import logging
 import math
 import random
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,13 +90,7 @@ PICTURES = UNSAFE.replace("bank_code", "bank_pictures").replace("unsafe_code: tr
 IMPORTS = UNSAFE.replace("bank_code", "bank_imports").replace("unsafe_code: true", "process_docs: !function nowhere.at")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For models this small a second one only waits, and on a busy machine for long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
