@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from pipelines.config.paths import resolve
+from pipelines.config.paths import read_text
 from pipelines.dataset.context import parted
 from pipelines.dataset.row import Message, Row, text_of
 from pipelines.errors import UserError
@@ -132,14 +132,7 @@ def read_attacks(paths: Sequence[str]) -> list[Attack]:
 
 def _lines(path: str) -> Iterator[tuple[str, str]]:
     """(place, text) of each line that isn't blank. Raises UserError where the file can't be read or holds none."""
-    try:
-        text = resolve(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"task.red_team: {path}: no such file (looked for {error.filename})") from None
-    except OSError as error:
-        raise UserError(f"task.red_team: {path}: can't be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"task.red_team: {path}: expected UTF-8: {error}") from None
+    text = read_text(path, "task.red_team")
     if not text.strip():
         raise UserError(f"task.red_team: {path}: holds no attack")
     for number, line in enumerate(text.split("\n"), start=1):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.config.paths import resolve
+from pipelines.config.paths import read_text
 from pipelines.dataset.messages import arguments_of
 from pipelines.dataset.row import Row, text_of
 from pipelines.dataset.strict_json import Decoder, json_reason, kind
@@ -92,15 +92,7 @@ def _validator(path: str) -> Any:
 
 
 def _read_schema(path: str) -> Any:
-    try:
-        text = resolve(path).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"evaluate.json_schema: {path}: no such file (looked for {error.filename})") from error
-    except OSError as error:
-        raise UserError(f"evaluate.json_schema: {path}: can't be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"evaluate.json_schema: {path}: not UTF-8: {error.reason} at byte {error.start}") from error
-    schema = parse(text)
+    schema = parse(read_text(path, "evaluate.json_schema"))
     if isinstance(schema, NotJson):
         raise UserError(f"evaluate.json_schema: {path}: {schema.reason}")
     if not isinstance(schema, dict | bool):

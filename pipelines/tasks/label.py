@@ -2,7 +2,7 @@
 
 import json
 
-from pipelines.config.paths import resolve
+from pipelines.config.paths import read_text
 from pipelines.config.schema import Task
 from pipelines.dataset.row import Row
 from pipelines.errors import DataError
@@ -20,12 +20,9 @@ def known_labels(task: Task) -> list[str] | None:
 
 def _read_labels(path: str) -> list[str]:
     """Raises DataError where the file is no JSON list of labels."""
+    text = read_text(path, "task.labels")
     try:
-        labels = json.loads(resolve(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"task.labels: {path}: no such file (looked for {error.filename})") from error
-    except OSError as error:
-        raise DataError(f"task.labels: {path}: can't be read: {error.strerror}") from error
+        labels = json.loads(text)
     except ValueError as error:
         raise DataError(f"task.labels: {path}: not JSON: {error}") from error
     if not isinstance(labels, list) or not labels:
