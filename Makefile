@@ -11,6 +11,7 @@ help:  ## this text
 
 setup: $(STAMP)  ## the virtual environment .venv with locked dependencies, and MLflow's store
 	@ln -sfn "$(CURDIR)/.venv" "$$(cat .venv/.mlflow-env)"
+	@command -v bwrap > /dev/null || echo "no bubblewrap: task=mbpp can't be checked (apt-get install bubblewrap)"
 	@test -f mlflow.db || MLFLOW_LOGGING_LEVEL=ERROR $(BIN)/python -m pipelines.tracking.install
 
 $(STAMP): requirements.lock pyproject.toml python_env.yaml
