@@ -13,7 +13,8 @@ from pipelines.evaluation.perturb import perturb
 from pipelines.evaluation.record import HELDOUT, LATENCY, RED_TEAM, ROBUSTNESS, SAMPLES, Record
 from pipelines.evaluation.red_team import Attempt
 from pipelines.subjects.subject import Reply
-from pipelines.tasks.verdict import Verify
+from pipelines.tasks.verdict import Verdict
+from pipelines.verification import Outcome, Verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +68,38 @@ def chosen(rows: Sequence[Row], count: int | None, salt: str) -> list[Row]:
 
 @dataclass(frozen=True)
 class Judged:
-    """How answers become verdicts: the task's verify, and the label that declines."""
+    """How answers become verdicts: the task's verify, None where nothing judges, and the label that declines."""
 
     task: Task
-    verify: Verify | None
+    verification: Verification | None
 
-    def record(self, ask: Ask, subject: str, reply: Reply) -> Record:
-        """The record of a reply; one that is an error is neither right nor wrong."""
-        correct, parsed = self._verdict(ask, reply.text)
+    def records(self, asks: Sequence[Ask], subject: str, replies: Sequence[Reply]) -> list[Record]:
+        """The records of replies, judged at once; one that is an error, or has no verdict, is neither right nor wrong.
+
+        Raises UserError where too many have no verdict.
+        """
+        outcomes = self._outcomes(asks, replies)
+        return [
+            self._record(ask, subject, reply, outcomes.get(number))
+            for number, (ask, reply) in enumerate(zip(asks, replies, strict=True))
+        ]
+
+    def _outcomes(self, asks: Sequence[Ask], replies: Sequence[Reply]) -> dict[int, Outcome]:
+        """What the verifier says, by the reply's number; attacks and replies without a text aren't its business."""
+        if self.verification is None:
+            return {}
+        judged = [
+            (number, reply.text, ask.row)
+            for number, (ask, reply) in enumerate(zip(asks, replies, strict=True))
+            if reply.text is not None and ask.attempt is None and ask.row is not None
+        ]
+        found = self.verification.check([text for _, text, _ in judged], [row for _, _, row in judged])
+        return {number: outcome for (number, _, _), outcome in zip(judged, found, strict=True)}
+
+    def _record(self, ask: Ask, subject: str, reply: Reply, outcome: Outcome | None) -> Record:
+        verdict = outcome.verdict if outcome else None
+        correct, parsed = _read(ask, reply.text, verdict)
+        failure = f"verifier: {outcome.failure}" if outcome and outcome.failure else None
         decline = self.task.decline_label
         row, attempt = ask.row, ask.attempt
         return Record(
@@ -92,8 +117,8 @@ class Judged:
             answer=reply.text,
             parsed=parsed,
             correct=correct,
-            declined=None if reply.text is None or decline is None else parsed == decline,
-            error=reply.error,
+            declined=None if reply.text is None or decline is None or failure else parsed == decline,
+            error=reply.error or failure,
             finished=reply.finished,
             prompt_tokens=reply.prompt_tokens,
             num_tokens=reply.num_tokens,
@@ -101,12 +126,9 @@ class Judged:
             cost=reply.cost,
         )
 
-    def _verdict(self, ask: Ask, text: str | None) -> tuple[bool | None, str | None]:
-        if text is None:
-            return None, None
-        if ask.attempt is not None:
-            return red_team.held(ask.attempt, text), None
-        if self.verify is None or ask.row is None:
-            return None, None
-        verdict = self.verify(text, ask.row)
-        return verdict.correct, verdict.parsed
+
+def _read(ask: Ask, text: str | None, verdict: Verdict | None) -> tuple[bool | None, str | None]:
+    """Whether it is right, and what was read: of an attack, whether the policy held."""
+    if text is not None and ask.attempt is not None:
+        return red_team.held(ask.attempt, text), None
+    return (verdict.correct, verdict.parsed) if verdict else (None, None)

@@ -3,14 +3,12 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from pipelines.config.paths import read_text
+from pipelines.dataset.json_schema import NotJson, parse, validator
 from pipelines.dataset.messages import arguments_of
 from pipelines.dataset.row import Row, text_of
-from pipelines.dataset.strict_json import Decoder, json_reason, kind
-from pipelines.errors import UserError
+from pipelines.dataset.strict_json import kind
 
 DEFINITIONS: dict[str, str] = {
     "json_valid": "Share of the answers that are one JSON value and nothing else, and meet the schema of "
@@ -33,23 +31,6 @@ _PYTHON_TAG = "<|python_tag|>"
 Pairs = Counter[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class NotJson:
-    """A text that is no JSON value, and why."""
-
-    reason: str
-
-
-def parse(text: str) -> Any:
-    """The text as one strict JSON value, white space around it aside; NotJson where it is none."""
-    decoder = Decoder()
-    try:
-        value = decoder.decode(text)
-    except (ValueError, RecursionError) as error:
-        return NotJson(json_reason(error))
-    return NotJson(decoder.problem) if decoder.problem else value
-
-
 # --- schema -------------------------------------------------------------------------------------
 
 
@@ -59,70 +40,18 @@ def valid_against(path: str | None) -> Callable[[str], float]:
     None: any JSON does. The draft is the one that `$schema` names, else 2020-12. Raises UserError naming
     evaluate.json_schema where the file is missing, no JSON, no valid schema, or refers to one outside of it.
     """
-    validator = None if path is None else _validator(path)
+    meets = None if path is None else validator(path, "evaluate.json_schema")
 
     def score(answer: str) -> float:
         value = parse(answer)
         if isinstance(value, NotJson):
             return 0.0
         try:
-            return float(validator is None or validator.is_valid(value))
+            return float(meets is None or meets.is_valid(value))
         except RecursionError:  # a recursive schema followed into an answer that is nested without end
             return 0.0
 
     return score
-
-
-def _validator(path: str) -> Any:
-    from jsonschema.exceptions import SchemaError
-    from jsonschema.validators import Draft202012Validator, validator_for
-    from referencing.jsonschema import EMPTY_REGISTRY
-
-    schema = _read_schema(path)
-    found = validator_for(schema, default=Draft202012Validator)
-    try:
-        found.check_schema(schema)
-    except SchemaError as error:
-        place = "".join(f"/{part}" for part in error.absolute_path)
-        reason = f"{place and f'{place}: '}{error.message}"
-        raise UserError(f"evaluate.json_schema: {path}: no valid JSON schema: {reason}") from error
-    _check_references(path, schema, found)
-    # A registry that fetches nothing: a schema must not open connections.
-    return found(schema, registry=EMPTY_REGISTRY)
-
-
-def _read_schema(path: str) -> Any:
-    schema = parse(read_text(path, "evaluate.json_schema"))
-    if isinstance(schema, NotJson):
-        raise UserError(f"evaluate.json_schema: {path}: {schema.reason}")
-    if not isinstance(schema, dict | bool):
-        raise UserError(f"evaluate.json_schema: {path}: {kind(schema)}, expected an object that is a JSON schema")
-    return schema
-
-
-def _check_references(path: str, schema: Any, validator: Any) -> None:
-    """Follows every `$ref`, so that none fails only at the answer that reaches it."""
-    from referencing import Specification
-    from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import EMPTY_REGISTRY, specification_with
-
-    dialect = validator.META_SCHEMA.get("$schema", "")
-    root = specification_with(dialect, default=Specification.OPAQUE).create_resource(schema)
-
-    def follow(resource: Any, resolver: Any) -> None:
-        held = resource.contents if isinstance(resource.contents, dict) else {}
-        for reference in (held[name] for name in ("$ref", "$dynamicRef") if isinstance(held.get(name), str)):
-            try:
-                resolver.lookup(reference)
-            except Unresolvable as error:
-                raise UserError(
-                    f"evaluate.json_schema: {path}: $ref {reference!r} leads to nothing in the file; "
-                    "schemas elsewhere aren't fetched"
-                ) from error
-        for part in resource.subresources():
-            follow(part, resolver.in_subresource(part))
-
-    follow(root, EMPTY_REGISTRY.resolver_with_root(root))
 
 
 # --- fields -------------------------------------------------------------------------------------

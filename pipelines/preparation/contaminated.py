@@ -86,16 +86,18 @@ def check(pool: Pool, config: Config, heldout: Path | None) -> dict[str, Any]:
     """Counts, lists and, by policy, removes contaminated rows. Raises DataError where the policy is to fail.
 
     A row counts as contaminated where it shares an n-gram of the decisive size with a protected text, asks the
-    same, or is a near-copy of it; the other n-gram sizes are counted only. `heldout` is a file of held-out rows
-    that takes the place of those in the pool. Every hit goes into `contamination.jsonl`.
+    same, or is a near-copy of it; the other n-gram sizes are counted only. Where all sources are generated, words are
+    shared because one program wrote them: only who asks the same is contaminated, the rest is counted. `heldout` is a
+    file of held-out rows that takes the place of those in the pool. Every hit goes into `contamination.jsonl`.
     """
     settings = config.prepare.contamination
-    protected = _protected(pool, config, heldout)
+    protected, made = _protected(pool, config, heldout), is_generated(config)
     none = {str(size): 0 for size in settings.ngrams}
     found = {each.name: Against(len(each.texts), ngrams=Counter(none)) for each in protected}
     reasons: dict[int, dict[str, Any]] = {}
     with (pool.spool.folder / HITS).open("w", encoding="utf-8") as file:
         for row, hit in _hits(pool, protected):
+            hit["decides"] = hit["decides"] and (hit["found"] == "equal" or not made)
             file.write(json.dumps(hit, ensure_ascii=False) + "\n")
             found[hit["against"]].count(hit, settings.policy == "remove")
             if hit["decides"]:
@@ -108,6 +110,11 @@ def check(pool: Pool, config: Config, heldout: Path | None) -> dict[str, Any]:
         "removed": len(reasons) if settings.policy == "remove" else 0,
         "against": {name: vars(against) for name, against in found.items()},
     }
+
+
+def is_generated(config: Config) -> bool:
+    """Whether all rows come from generators."""
+    return all(source.kind == "generate" for source in config.task.sources.values())
 
 
 def _protected(pool: Pool, config: Config, heldout: Path | None) -> list[_Protected]:

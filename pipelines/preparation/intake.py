@@ -28,7 +28,7 @@ from pipelines.errors import DataError, UserError
 from pipelines.preparation.alter import Alter
 from pipelines.preparation.length import TokenLimit
 from pipelines.progress import Meter, meter, say
-from pipelines.tasks import UNJUDGED, resolve_verify
+from pipelines.tasks import UNJUDGED, VerifierFailed, resolve_verify
 from pipelines.tasks.rows import Gold, Maker, check_splits
 
 SPLITS = ("train", "validation", "heldout")
@@ -129,7 +129,10 @@ class _Taking:
         quarantining = prepare.on_error == "quarantine"
         self.defects = Defects(prepare.max_reported, quarantine if quarantining else None, self.alter.hidden)
         self.maker = Maker(task)
-        self.gold = None if task.verify == UNJUDGED else Gold(resolve_verify(task), task.verify)
+        self.gold = None
+        if task.verify != UNJUDGED:
+            verify = resolve_verify(task, config.verifier.sandbox)
+            self.gold = Gold(verify, task.verify, task.environment is not None)
         self.limit = TokenLimit(config.model, prepare.max_length) if prepare.max_length else None
         self.spool = SpoolWriter(folder)
         self.signatures = signatures(config, folder) if prepare.duplicates.near != "off" else None
@@ -203,12 +206,19 @@ class _Taking:
         time = self._time(source, draft, record)
         if unknown := self.maker.unknown_label(row):
             self._defect(record.place, f"no label {unknown!r}", record, partial(self.maker.nearest_label, unknown))
-        elif self.gold is not None and (reason := self.gold.problem(row)):
+        elif reason := self._fails(row):
             self._defect(record.place, reason, record)
         elif time is not None:
             self.waiting.append(_Waiting(row, record, found, len(self.intake.sources) - 1, time))
         if len(self.waiting) >= ROWS_AT_ONCE:
             self.flush()
+
+    def _fails(self, row: Row) -> str | None:
+        """Why the row's own answer isn't right. Raises UserError where the verifier fails, which is no defect."""
+        try:
+            return self.gold.problem(row) if self.gold is not None else None
+        except VerifierFailed as error:
+            raise UserError(f"task.verify: {self.config.task.verify} failed on {row.source}: {error}") from error
 
     def _time(self, source: Source, draft: Draft, record: Record) -> float | None:
         """Seconds of the row's instant, NaN where the source names no column; None and a defect where it is none."""

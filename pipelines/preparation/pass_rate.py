@@ -18,7 +18,7 @@ from pipelines.preparation.intake import SPLITS
 from pipelines.preparation.pool import Pool
 from pipelines.product import Product, load
 from pipelines.progress import meter
-from pipelines.tasks import resolve_verify
+from pipelines.verification import Verification, verification
 
 STEP = "outside the band of pass rates"
 
@@ -45,28 +45,35 @@ def _adapter(config: Config) -> Product | None:
 
 
 def keep_in_band(config: Config, pool: Pool) -> dict[str, Any]:
-    """Samples every training row's answer, removes rows outside the band, returns how the rates are spread."""
+    """Samples every training row's answer, removes rows outside the band, returns how the rates are spread.
+
+    Rates are of the answers that have a verdict; a row none of whose answers has one stays. Raises UserError where too
+    many have none.
+    """
     settings = config.prepare.pass_rate
     train = pool.alive & (pool.split == SPLITS.index("train"))
     model, tokenizer = _load(config)
     outside: dict[int, dict[str, Any]] = {}
     spread: Counter[int] = Counter()
-    with meter("pass rates", int(train.sum()), "rows") as shown:
+    with (
+        verification(config.task, config.verifier) as verified,
+        meter("pass rates", int(train.sum()), "rows") as shown,
+    ):
         for rows in pool.batches(train):
             records = [Row.from_dict(record) for record in pool.spool.records(rows)]
-            counts = _passed(config, model, tokenizer, records, shown.advance)
-            for row, passed in zip(rows.tolist(), counts, strict=True):
+            counts = _passed(config, (model, tokenizer), verified, records, shown.advance)
+            for row, (passed, judged) in zip(rows.tolist(), counts, strict=True):
                 spread[passed] += 1
-                rate = passed / (settings.samples or 1)
-                if not settings.low <= rate <= settings.high:
-                    outside[row] = {"reason": f"pass rate: {passed} of {settings.samples}"}
+                if judged and not settings.low <= passed / judged <= settings.high:
+                    outside[row] = {"reason": f"pass rate: {passed} of {judged}"}
     pool.remove(STEP, outside)
+    failed = verified.counts.failed
     return {
         "samples": settings.samples,
         "low": settings.low,
         "high": settings.high,
         "rows_by_passed": {str(passed): spread[passed] for passed in sorted(spread)},
-    }
+    } | ({"without_verdict": failed} if failed else {})
 
 
 def _load(config: Config) -> tuple[Any, Any]:
@@ -80,11 +87,13 @@ def _load(config: Config) -> tuple[Any, Any]:
     return PeftModel.from_pretrained(base, str(adapter.folder)).eval(), load_tokenizer_from(adapter.folder)
 
 
-def _passed(config: Config, model: Any, tokenizer: Any, rows: list[Row], done: Callable[[int], None]) -> list[int]:
-    """How many samples of each row are right."""
+def _passed(
+    config: Config, sampled: tuple[Any, Any], verified: Verification, rows: list[Row], done: Callable[[int], None]
+) -> list[tuple[int, int]]:
+    """How many samples of each row are right, and how many have a verdict."""
     from pipelines.policy.chat import Decoding, generate
 
-    settings, verify = config.prepare.pass_rate, resolve_verify(config.task)
+    settings, (model, tokenizer) = config.prepare.pass_rate, sampled
     tools = [row.tools for row in rows]
     prompts = render(tokenizer, [row.prompt for row in rows], tools, template_switches(config.model), prompt=True)
     count = settings.samples or 1
@@ -94,5 +103,7 @@ def _passed(config: Config, model: Any, tokenizer: Any, rows: list[Row], done: C
         model, tokenizer, [p for p in prompts for _ in range(count)], decoding, config.compute.eval_batch_size
     )
     done(len(rows))
-    texts = [answer.text for answer in answers]
-    return [sum(verify(text, row).correct for text in texts[i * count : (i + 1) * count]) for i, row in enumerate(rows)]
+    outcomes = verified.check([answer.text for answer in answers], [row for row in rows for _ in range(count)])
+    verdicts = [outcome.verdict for outcome in outcomes]
+    by_row = [[v for v in verdicts[at : at + count] if v is not None] for at in range(0, len(verdicts), count)]
+    return [(sum(verdict.correct for verdict in found), len(found)) for found in by_row]

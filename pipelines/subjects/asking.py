@@ -11,6 +11,7 @@ from pipelines.subjects.confidence import Asked, Method, Told, confidences
 from pipelines.subjects.endpoint import EndpointSubject
 from pipelines.subjects.inquiry import Inquiry
 from pipelines.subjects.memory import peak_memory
+from pipelines.subjects.playing import PlayingSubject
 from pipelines.subjects.subject import Question, Reply, Subject
 
 
@@ -36,7 +37,7 @@ def inquire(subject: Subject, inquiry: Inquiry, method: Method, device: str) -> 
             replies = subject.answer(_questions(inquiry.asks), limit, shown.advance)
         seconds = time.perf_counter() - begun
         asked = Asked(subject, inquiry.judged, inquiry.labels, inquiry.weighed, limit)
-        records = [inquiry.judged.record(a, subject.name, r) for a, r in zip(inquiry.asks, replies, strict=True)]
+        records = inquiry.judged.records(inquiry.asks, subject.name, replies)
         count = len(inquiry.rows)
         read = [record.parsed for record in records[:count]]
         told = confidences(asked, method, inquiry.rows, replies[:count], read, inquiry.validation)
@@ -49,13 +50,14 @@ def inquire(subject: Subject, inquiry: Inquiry, method: Method, device: str) -> 
         "batch_answers": float(len(replies)),
         "peak_memory_gb": peak.gb,
     }
-    if isinstance(subject, EndpointSubject):
-        clock["spent"] = subject.endpoint.spent
+    asked_of = subject.inner if isinstance(subject, PlayingSubject) else subject
+    if isinstance(asked_of, EndpointSubject):
+        clock["spent"] = asked_of.endpoint.spent
     return Answers(records, dict(subject.about), clock, told)
 
 
 def _questions(asks: Iterable[Ask]) -> list[Question]:
-    return [Question(ask.messages, ask.tools) for ask in asks]
+    return [Question(ask.messages, ask.tools, ask.row) for ask in asks]
 
 
 def _scored(records: Sequence[Record], inquiry: Inquiry) -> list[Record]:
@@ -92,4 +94,4 @@ def _records(subject: Subject, inquiry: Inquiry, asks: Sequence[Ask]) -> list[Re
             replies = subject.sample(questions, limit, temperature, shown.advance)
         else:
             replies = subject.answer_alone(questions, limit, shown.advance)
-    return [inquiry.judged.record(ask, subject.name, reply) for ask, reply in zip(asks, replies, strict=True)]
+    return inquiry.judged.records(asks, subject.name, replies)

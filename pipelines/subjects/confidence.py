@@ -106,7 +106,10 @@ def _by_labels(asked: Asked, rows: Sequence[Row], read: Sequence[str | None], va
         calibrated=_spread(_probabilities(options, labels, temperature or 1.0), told, len(rows)),
         options=_spread(options.tolist(), told, len(rows)),
         temperature=temperature,
-        validation=[_validation(asked, row, None, list(values)) for row, values in zip(known, fitted, strict=True)],
+        validation=[
+            replace(record, options=list(values))
+            for record, values in zip(_validation(asked, known, None), fitted, strict=True)
+        ],
         notes=_notes(asked.subject.name, temperature, len(known)),
     )
 
@@ -142,8 +145,8 @@ def _by_answer(
         answered = asked.subject.answer(questions, asked.max_new_tokens, shown.advance)
     told = _of_replies(asked, method, validation, answered)
     records = [
-        _validation(asked, row, reply, None, value)
-        for row, reply, value in zip(validation, answered, told, strict=True)
+        replace(record, confidence=value)
+        for record, value in zip(_validation(asked, validation, answered), told, strict=True)
     ]
     usable = [(r.confidence, r.correct) for r in records if r.confidence is not None and r.correct is not None]
     temperature = None
@@ -163,12 +166,10 @@ def _of_replies(asked: Asked, method: Method, rows: Sequence[Row], replies: Sequ
         return verbalised(asked.subject, questions, replies, shown.advance)
 
 
-def _validation(
-    asked: Asked, row: Row, reply: Reply | None, options: list[float] | None, confidence: float | None = None
-) -> Record:
-    """A row that the temperature rests on; where labels are weighed, nothing is generated."""
-    found = asked.judged.record(Ask(VALIDATION, "", row.prompt, row), asked.subject.name, reply or Reply(text=None))
-    return replace(found, options=options, confidence=confidence)
+def _validation(asked: Asked, rows: Sequence[Row], replies: Sequence[Reply] | None) -> list[Record]:
+    """Rows that the temperature rests on; where labels are weighed, nothing is generated."""
+    asks = [Ask(VALIDATION, "", row.prompt, row) for row in rows]
+    return asked.judged.records(asks, asked.subject.name, replies or [Reply(text=None)] * len(rows))
 
 
 def _notes(name: str, temperature: float | None, count: int) -> list[str]:

@@ -1,6 +1,7 @@
 """What every subject of an evaluation is asked, made from the held-out rows and the configuration."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from pipelines.config.schema import Config, Evaluate
@@ -11,8 +12,9 @@ from pipelines.evaluation.heldout import Heldout
 from pipelines.evaluation.metrics import METRICS, Scorer, unsupported
 from pipelines.evaluation.red_team import Attempt, asked, read_attacks
 from pipelines.evaluation.slices import check_columns
-from pipelines.tasks import UNJUDGED, resolve_verify
+from pipelines.tasks import UNJUDGED
 from pipelines.tasks.label import known_labels
+from pipelines.verification import Verification, verification
 
 TEXTS = ("token_f1", "rouge_l", "chrf")
 
@@ -38,8 +40,18 @@ class Inquiry:
     notes: Sequence[str]
 
 
-def inquiry_of(config: Config, heldout: Heldout) -> Inquiry:
-    """Everything to ask. Raises UserError where the rows can't support a metric that is asked for."""
+def judged_by(config: Config) -> AbstractContextManager[Verification | None]:
+    """What judges answers, to be opened while any are; None where nothing does. Raises UserError."""
+    if config.task.verify == UNJUDGED:
+        return nullcontext()
+    return verification(config.task, config.verifier)
+
+
+def inquiry_of(config: Config, heldout: Heldout, verified: Verification | None) -> Inquiry:
+    """Everything to ask, its answers judged by `verified`.
+
+    Raises UserError where the rows can't support a metric that is asked for.
+    """
     settings = config.evaluate
     check_columns(settings.slices.columns, [row.kept or {} for row in heldout.rows])
     labels = _labels(config, heldout)
@@ -49,7 +61,7 @@ def inquiry_of(config: Config, heldout: Heldout) -> Inquiry:
         asks=batched(heldout.rows, attempts, settings, config.seed),
         rows=heldout.rows,
         validation=chosen(heldout.validation, count, f"validation {config.seed}"),
-        judged=Judged(config.task, None if config.task.verify == UNJUDGED else resolve_verify(config.task)),
+        judged=Judged(config.task, verified),
         scorer=_scorer(config, heldout.rows),
         labels=labels,
         weighed=frozenset(row.id for row in chosen(heldout.rows, weighed, f"calibration {config.seed}")),

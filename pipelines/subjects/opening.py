@@ -42,17 +42,21 @@ def plan(config: Config, adapter: Product | None) -> tuple[list[Planned], list[s
     planned, absent = [], []
     for name, settings in config.evaluate.subjects.items():
         field = f"evaluate.subjects.{name}.at"
-        if settings.optional and not _is_there(settings, field):
+        if settings.optional and not _is_there(settings, field, adapter):
             absent.append(name)
         else:
             planned.append(_PLANS[str(settings.kind)](config, name, settings, adapter))
     for role in ("candidate", "reference"):
-        if (wanted := getattr(config.evaluate, role)) in absent:
+        wanted = getattr(config.evaluate, role)
+        unknown = adapter is None and config.evaluate.subjects[wanted].kind == "parent"
+        if wanted in absent and not unknown:
             raise UserError(f"evaluate.{role}: {wanted} is not there; name another subject")
     return planned, absent
 
 
-def _is_there(settings: schema.Subject, field: str) -> bool:
+def _is_there(settings: schema.Subject, field: str, adapter: Product | None) -> bool:
+    if settings.kind == "parent":
+        return adapter is not None and bool(adapter.about.get("parent"))
     if settings.kind == "version":
         return registry.is_there(str(settings.at), field)
     return settings.at is None or settings.kind == "endpoint" or resolve(settings.at).exists()
@@ -87,6 +91,20 @@ def _adapter(config: Config, name: str, settings: schema.Subject, adapter: Produ
     return Planned(name, settings, about, found.folder)
 
 
+def _parent(config: Config, name: str, settings: schema.Subject, adapter: Product | None) -> Planned:
+    """The adapter that this configuration's was trained on from. Raises UserError where it is gone or has changed."""
+    if adapter is None:
+        return Planned(name, settings, {})
+    named = adapter.about.get("parent")
+    field = f"evaluate.subjects.{name}"
+    if not named:
+        raise UserError(f"{field}: the adapter in {adapter.folder} was trained from the base, it has no parent")
+    found = load(resolve(named["folder"]))
+    if found.digest != named["digest"]:
+        raise UserError(f"{field}: {found.folder} has changed since {adapter.folder} was trained on from it")
+    return _adapter(config, name, settings, found)
+
+
 def _version(config: Config, name: str, settings: schema.Subject, adapter: Product | None) -> Planned:
     found = registry.find(str(settings.at), f"evaluate.subjects.{name}.at")
     tags = {
@@ -113,6 +131,7 @@ def _endpoint(config: Config, name: str, settings: schema.Subject, adapter: Prod
 _PLANS: dict[str, Callable[[Config, str, schema.Subject, Product | None], Planned]] = {
     "base": _base,
     "adapter": _adapter,
+    "parent": _parent,
     "version": _version,
     "model": _model,
     "endpoint": _endpoint,
@@ -129,7 +148,7 @@ def opened(config: Config, planned: Sequence[Planned]) -> Iterator[Subject]:
 
     The base and this configuration's adapters share one copy of the base.
     """
-    shared = [one for one in planned if one.settings.kind in ("base", "adapter")]
+    shared = [one for one in planned if one.settings.kind in ("base", "adapter", "parent")]
     if shared:
         yield from _sharing_base(config, shared)
     for one in planned:

@@ -7,17 +7,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.dataset.row import Message
+from pipelines.dataset.row import Message, Row
 
 Done = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a subject is asked: chat messages, and the tools it is offered."""
+    """What a subject is asked: chat messages, the tools it is offered, and the row behind it, if any."""
 
     messages: Sequence[Message]
     tools: Sequence[Mapping[str, Any]] | None = None
+    row: Row | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pipelines.dataset.context import with_context
 from pipelines.dataset.defects import Place
 from pipelines.dataset.row import Message, Row, question, text_of
 from pipelines.dataset.shapes import Draft
+from pipelines.environments.calls import transcript
 from pipelines.errors import UserError
 from pipelines.tasks.label import known_labels
 from pipelines.tasks.verdict import Verdict, Verify
@@ -96,10 +97,11 @@ class Gold:
 
     verify: Verify
     name: str
+    plays: bool = False  # in an environment, where an answer is the transcript of all that follows the prompt
 
     def problem(self, row: Row) -> str | None:
         """Why the row's own answer isn't right; None where it is. Raises UserError for what is no Verdict."""
-        own = text_of(row.completion[-1]) if row.completion else row.answer
+        own = self._own(row)
         verdict = self.verify(own, row)
         if not isinstance(verdict, Verdict):
             raise UserError(f"task.verify: {self.name} returned {verdict!r}, expected a Verdict")
@@ -107,6 +109,11 @@ class Gold:
             return None
         shown = own if len(own) <= 80 else f"{own[:80]}..."
         return f"its own answer {shown!r} doesn't pass verify {self.name}"
+
+    def _own(self, row: Row) -> str:
+        if self.plays:
+            return transcript(row.completion)
+        return text_of(row.completion[-1]) if row.completion else row.answer
 
 
 def check_splits(task: Task, carved: bool) -> None:

@@ -33,6 +33,10 @@ def make_task(tmp_path: Path) -> MakeTask:
         fields: dict[str, Any] = {
             "name": "toy",
             "verify": "label",
+            "audit": None,
+            "environment": None,
+            "max_turns": None,
+            "json_schema": None,
             "instruction": None,
             "labels": str(tmp_path / "labels.json"),
             "decline_label": None,

@@ -13,7 +13,7 @@ from pipelines.errors import UserError
 from pipelines.tasks import Verdict, resolve_verify
 from pipelines.tasks.text import last_number
 
-GSM8K = compose(["task=gsm8k"]).config.task
+GSM8K = compose(["task=gsm8k", "task.verify=number"]).config.task
 
 
 def row(answer: str) -> Row:
@@ -67,8 +67,8 @@ def test_any_accepted_answer_is_right() -> None:
 
 
 def test_a_task_without_a_verifier_says_so() -> None:
-    with pytest.raises(UserError, match=r"task\.verify: mbpp has no verifier; set one of label, exact, number"):
-        resolve_verify(compose(["task=mbpp"]).config.task)
+    with pytest.raises(UserError, match=r"task\.verify: gsm8k has no verifier; set one of label, exact, number"):
+        resolve_verify(GSM8K.model_copy(update={"verify": "none"}))
 
 
 def test_a_large_number_is_shown_whole() -> None:
