@@ -38,3 +38,23 @@ class Languages:
         """
         language, probability = self._identifier.classify(text)
         return language if language not in self._wanted and probability >= self._confidence else None
+
+
+class Certainty:
+    """How sure the same model is that a text is in a language."""
+
+    def __init__(self) -> None:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+        self._identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+    def best(self, text: str) -> str:
+        """The code of the language that the text is most likely in."""
+        return str(self._identifier.classify(text)[0])
+
+    def of(self, text: str, language: str) -> float:
+        """A probability; 1 for a text without letters, such as a number: no language is wrong for it."""
+        if not any(letter.isalpha() for letter in text):
+            return 1.0
+        ranked = dict(self._identifier.rank(text))
+        return float(min(1.0, ranked.get(language, 0.0) + ranked.get(NO_LANGUAGE, 0.0)))

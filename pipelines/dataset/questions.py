@@ -24,8 +24,13 @@ def fingerprints(rows: Iterable[Row]) -> set[str]:
 
 def write_questions(folder: Path, rows: Iterable[Row]) -> Path:
     """Writes the fingerprints of the rows' questions, each once, in order, one a line."""
+    return write_fingerprints(folder, fingerprints(rows))
+
+
+def write_fingerprints(folder: Path, known: set[str]) -> Path:
+    """The same for fingerprints that are there already."""
     path = folder / FILE
-    path.write_text("".join(f"{found}\n" for found in sorted(fingerprints(rows))), encoding="ascii")
+    path.write_text("".join(f"{found}\n" for found in sorted(known)), encoding="ascii")
     return path
 
 

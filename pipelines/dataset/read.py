@@ -10,6 +10,7 @@ from pipelines.dataset.clinc150 import clinc150_records
 from pipelines.dataset.defects import Defects, Place
 from pipelines.dataset.delimited import DELIMITERS, delimited_records
 from pipelines.dataset.files import COMPRESSIONS, FORMATS, Found, Unreadable, check, find, format_of, opened
+from pipelines.dataset.generated import generated_digest, generated_records
 from pipelines.dataset.hub import hub_commit, hub_records
 from pipelines.dataset.json_files import json_records, jsonl_records
 from pipelines.dataset.lines import Text
@@ -26,7 +27,7 @@ def read_source(source: Source, defects: Defects, max_line_bytes: int, name: str
     """The records that are whole, in the source's order, as they are read; what is wrong goes to `defects`.
 
     `name` stands for an SQL source in its places. Raises UserError where the configuration of a database, a Hub
-    data set, an experiment or a product is wrong, Unreachable where a service doesn't answer.
+    data set, an experiment, a product or a generator is wrong, Unreachable where a service doesn't answer.
     """
     if source.kind == "path":
         yield from _path_records(source, defects, max_line_bytes)
@@ -37,6 +38,8 @@ def read_source(source: Source, defects: Defects, max_line_bytes: int, name: str
     elif source.kind == "rows":
         for part, found in split_files(source).items():
             yield from _file_records(found, partial(_jsonl, part, max_line_bytes), defects)
+    elif source.kind == "generate":
+        yield from generated_records(source)
     else:
         from pipelines.tracking.traces import trace_records
 
@@ -52,10 +55,12 @@ def content_digest(source: Source) -> str | None:
     """What the source holds, in one word; None where that is known only after reading, or nothing can be read.
 
     Of one file its sha256, of several a digest over their relative names and sha256s, of a Hub data set its
-    commit. Raises UserError and Unreachable as `read_source` does.
+    commit, of generated rows a digest over what decides them. Raises UserError and Unreachable as `read_source` does.
     """
     if source.kind == "hub":
         return hub_commit(source)
+    if source.kind == "generate":
+        return generated_digest(source)
     hashes = {}
     try:
         for file in _found(source):

@@ -321,16 +321,16 @@ def _add_kept(draft: Draft, fields: Mapping[str, Any], source: Source) -> None:
 
 
 def _value(fields: Mapping[str, Any], name: str) -> str:
-    """A text, a number, true or false as it is written, "" where there is none. Raises Malformed."""
+    """A text, a number, true, false or a list as it is written, "" where there is none. Raises Malformed."""
     if name not in fields:
         raise Malformed(f"no field {name!r}{did_you_mean(name, fields)}")
     value = fields[name]
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
+    if isinstance(value, bool | int | float | list):
+        return json.dumps(value, ensure_ascii=False)
     if value is None or (isinstance(value, str) and not value.strip()):
         return ""
     if not isinstance(value, str):
-        raise Malformed(f"{name!r} is {kind(value)}, expected text, a number, true or false")
+        raise Malformed(f"{name!r} is {kind(value)}, expected text, a number, true, false or a list")
     if reason := text_problem(repr(name), value):
         raise Malformed(reason)
     return value.strip()

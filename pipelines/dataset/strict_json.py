@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,9 +47,8 @@ class Decoder:
     def _unique(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            self.problem = f"key {twice[0]!r} occurs more than once in an object"
+            twice = min(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            self.problem = f"key {twice!r} occurs more than once in an object"
         return found
 
     def _constant(self, name: str) -> None:

@@ -298,8 +298,9 @@ def test_what_is_no_sample_of_an_eval(draft: Callable[..., Draft], fields: dict[
 
 def test_a_record_of_any_shape_has_a_context_and_columns_to_keep(draft: Callable[..., Draft]) -> None:
     beside = {"docs": ["One.", {"text": "Two."}], "lang": " en ", "turns": 3, "vip": True, "plan": None, "city": " "}
-    columns = {"context": "docs", "keep": ["lang", "turns", "vip", "plan", "city"]}
-    kept = {"lang": "en", "turns": "3", "vip": "true", "plan": "", "city": ""}
+    beside["tests"] = ["assert f()"]
+    columns = {"context": "docs", "keep": ["lang", "turns", "vip", "plan", "city", "tests"]}
+    kept = {"lang": "en", "turns": "3", "vip": "true", "plan": "", "city": "", "tests": '["assert f()"]'}
     for fields in ({"messages": [USER, ANSWER]}, {"prompt": "a", "completion": "b"}, {"input": "a", "ideal": "b"}):
         found = draft(fields | beside, **columns)
         assert (found.context, found.kept) == (["One.", "Two."], kept)
@@ -315,14 +316,14 @@ def test_a_record_of_any_shape_has_a_context_and_columns_to_keep(draft: Callable
         ({"context": "dosc"}, "no field 'dosc'; nearest valid name: docs"),
         ({"context": "number"}, "'number' is a number, expected text"),
         ({"keep": ["lnag"]}, "no field 'lnag'; nearest valid name: lang"),
-        ({"keep": ["docs"]}, "'docs' is a list, expected text, a number, true or false"),
+        ({"keep": ["meta"]}, "'meta' is an object, expected text, a number, true, false or a list"),
         ({"keep": ["nul"]}, "'nul' holds a NUL character"),
     ],
 )
 def test_a_context_or_a_kept_column_that_cant_be_read(
     draft: Callable[..., Draft], columns: dict[str, Any], reason: str
 ) -> None:
-    fields = {"messages": [USER, ANSWER], "docs": ["One."], "lang": "en", "number": 3, "nul": "a\0"}
+    fields = {"messages": [USER, ANSWER], "docs": ["One."], "lang": "en", "number": 3, "nul": "a\0", "meta": {}}
     with pytest.raises(Malformed) as error:
         draft(fields, **columns)
     assert reason in str(error.value)

@@ -1,0 +1,1 @@
+"""Rows that a program makes from a seed: a module a kind."""
