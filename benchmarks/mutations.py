@@ -37,6 +37,10 @@ OWN_NAMES = (
 )
 
 
+# Its names and values are a generator's, which looks at them itself.
+GENERATORS_OWN = "settings"
+
+
 @dataclass(frozen=True)
 class Mutation:
     """One change of one file: `new` is the misspelled key, or the value in the right one's place."""
@@ -111,7 +115,7 @@ def wrong_type(value: object) -> object:
 def _entries(node: dict[str, Any], above: Keys = ()) -> Iterator[tuple[Keys, Any]]:
     for key, value in node.items():
         yield (*above, key), value
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key != GENERATORS_OWN:
             yield from _entries(value, (*above, key))
         elif (*above, key) == ("defaults",):
             for number, entry in enumerate(value):

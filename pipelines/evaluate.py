@@ -18,9 +18,10 @@ from pipelines.progress import say
 from pipelines.subjects.asking import Answers, inquire
 from pipelines.subjects.confidence import resolved
 from pipelines.subjects.harnessed import harness_records
-from pipelines.subjects.inquiry import Inquiry, inquiry_of
+from pipelines.subjects.inquiry import Inquiry, inquiry_of, judged_by
 from pipelines.subjects.judging import Judging
 from pipelines.subjects.opening import Planned, adapters_of, check_endpoints, identity, opened, plan
+from pipelines.subjects.playing import in_environment
 from pipelines.tracking import registry
 from pipelines.tracking.run import Run, finite, started
 from pipelines.tracking.source import source_tags
@@ -32,8 +33,9 @@ CLOCKED = "eval/cost/"  # differs with the machine's speed
 
 
 def unneeded(config: Config) -> tuple[str, ...]:
-    """The adapter of this configuration, where no subject is it."""
-    own = any(s.kind == "adapter" and s.at is None for s in config.evaluate.subjects.values())
+    """The adapter of this configuration, where no subject is it or was there before it."""
+    needing = [s for s in config.evaluate.subjects.values() if s.kind in ("adapter", "parent") and s.at is None]
+    own = any(s.kind == "adapter" or not s.optional for s in needing)
     return () if own else ("adapter",)
 
 
@@ -55,15 +57,18 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     heldout = read_heldout(config, inputs["rows"])
     planned, absent = plan(config, inputs.get("adapter"))
     check_apart(heldout, inputs["rows"], adapters_of(planned))
-    inquiry = inquiry_of(config, heldout)
     place = inputs["rows"].file("heldout.jsonl")
-    run.input(config.task.name, place, heldout.digest, "heldout")
-    notes = [f"{name}: {config.evaluate.subjects[name].at} is not there, left out" for name in absent]
-    for note in notes:
-        say(f"  {note}")
-    check_endpoints(planned)
-    judging = Judging(config, inquiry.rows)
-    answers = _ask(config, planned, inquiry)
+    # An adapter that was trained from the base has no parent: nothing is missing.
+    missing = {name: config.evaluate.subjects[name].at for name in absent if config.evaluate.subjects[name].at}
+    notes = [f"{name}: {at} is not there, left out" for name, at in missing.items()]
+    with judged_by(config) as verified:
+        inquiry = inquiry_of(config, heldout, verified)
+        run.input(config.task.name, place, heldout.digest, "heldout")
+        for note in notes:
+            say(f"  {note}")
+        check_endpoints(planned)
+        judging = Judging(config, inquiry.rows)
+        answers = _ask(config, planned, inquiry)
     setup = _setup(config, heldout, inquiry, answers)
     setup.notes[:0] = notes
     records = _judged(judging, answers, setup)
@@ -94,7 +99,8 @@ def _ask(config: Config, planned: list[Planned], inquiry: Inquiry) -> dict[str, 
     """Every subject's answers, and what its harness tasks say."""
     kinds = {one.name: str(one.settings.kind) for one in planned}
     answers = {}
-    for subject in opened(config, planned):
+    for plain in opened(config, planned):
+        subject = in_environment(plain, config.task)
         method = resolved(config.evaluate.calibration.confidence, inquiry.labels, kinds[subject.name])
         found = inquire(subject, inquiry, method, config.compute.device)
         records, notes = harness_records(config, subject)

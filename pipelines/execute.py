@@ -19,7 +19,7 @@ from pipelines.stages import STAGES, fingerprint_of, gather, place
 
 def execute(stage: str, config: Config) -> None:
     """Runs a stage or the flow in the configured store."""
-    _check_evaluation(stage, config)
+    _check_ahead(stage, config)
     with _nothing_left(_check_sources(stage, config)):
         from pipelines.tracking.run import end_orphans
         from pipelines.tracking.store import open_store
@@ -33,7 +33,7 @@ def execute(stage: str, config: Config) -> None:
 def sweep(stage: str, jobs: Sequence[Composed]) -> None:
     """Runs every job of a sweep as a child of one parent run; a failing job ends the sweep."""
     for job in jobs:
-        _check_evaluation(stage, job.config)
+        _check_ahead(stage, job.config)
         _check_sources(stage, job.config)
 
     from pipelines.tracking.run import end_orphans, started
@@ -48,12 +48,21 @@ def sweep(stage: str, jobs: Sequence[Composed]) -> None:
                 _one(stage, job.config)
 
 
-def _check_evaluation(stage: str, config: Config) -> None:
-    """What an evaluation needs beside rows and models is looked at first: training would be in vain without it."""
-    if stage in ("evaluate", "finetune"):
-        from pipelines.evaluation.precheck import check
+def _check_ahead(stage: str, config: Config) -> None:
+    """What later stages need beside rows and models is looked at first: training would be in vain without it."""
+    stages = config.flow if stage == "finetune" else [stage]
+    if {"prepare", "grpo", "evaluate"} & set(stages):
+        from pipelines.verification.precheck import check as check_verifiers
 
-        check(config)
+        check_verifiers(config, audited="grpo" in stages)
+    if "grpo" in stages:
+        from pipelines.rewards.precheck import check as check_rewards
+
+        check_rewards(config)
+    if "evaluate" in stages:
+        from pipelines.evaluation.precheck import check as check_evaluation
+
+        check_evaluation(config)
 
 
 def _check_sources(stage: str, config: Config) -> Path | None:

@@ -1,4 +1,4 @@
-"""The flow: prepare -> sft -> evaluate -> package -> promote, one run with a child run for each."""
+"""The flow: prepare, the training stages of `flow`, evaluate, package, promote; one run with a child run for each."""
 
 from pipelines.config.compose import as_yaml
 from pipelines.config.schema import Config
@@ -10,28 +10,27 @@ from pipelines.tracking.run import started
 
 ACCURACY = "eval/correctness/accuracy"
 IN_SCOPE = "eval/correctness/num_in_scope"
-FLOW = ("prepare", "sft", "evaluate", "package", "promote")
 
 
 def run(config: Config) -> None:
     """Runs every stage, handing each product on; a stage whose product is there is reused."""
-    made: dict[str, Product] = {}
+    made: dict[str, Product] = {}  # by kind: of two adapters the later one goes on
     with started("finetune", {"stage": "finetune"}) as flow:
         flow.data(as_yaml(config), "config.yaml")
-        for name in FLOW:
+        for name in config.flow:
             stage = STAGES[name]
-            inputs = {i: named_input(stage, config, i) or made[maker] for i, maker in stage.wanted(config).items()}
-            made[name] = run_stage(stage, config, inputs)
-        flow.metrics(made["evaluate"].about["metrics"])
-        flow.tags({f"product.{name}": product.digest for name, product in made.items()})
+            inputs = {kind: named_input(stage, config, kind) or made[kind] for kind in stage.wanted(config)}
+            made[stage.kind] = run_stage(stage, config, inputs)
+            flow.tags({f"product.{name}": made[stage.kind].digest})
+        flow.metrics(made["scores"].about["metrics"])
     say(_summary(made))
 
 
 def _summary(made: dict[str, Product]) -> str:
-    scores, version = made["evaluate"].about, made["package"].about
+    scores, version = made["scores"].about, made["version"].about
     by_subject = {name: scores["subjects"][name].get(ACCURACY) for name in (scores["reference"], scores["candidate"])}
     told = " -> ".join("unjudged" if value is None else f"{value:.1%}" for value in by_subject.values())
     return (
         f"finetune: held-out accuracy {told} on {scores['metrics'][IN_SCOPE]:,.0f} rows; "
-        f"models:/{version['name']}/{version['version']} is {made['promote'].about['alias']}"
+        f"models:/{version['name']}/{version['version']} is {made['decision'].about['alias']}"
     )

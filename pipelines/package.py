@@ -93,6 +93,8 @@ def _lineage(config: Config, adapter: Product, scores: Product, model_digest: st
         "rows.digest": str(scores.about["rows_digest"]),
         "rows.licenses": ", ".join(sorted({source.license for source in config.task.sources.values()})),
         "adapter.digest": adapter.digest,
+        "adapter.stage": str(adapter.made_by["stage"]),
+        "adapter.parent": str((adapter.about.get("parent") or {}).get("digest")),
         "adapter.run": adapter.run_id,
         "scores.digest": scores.digest,
         "scores.run": scores.run_id,

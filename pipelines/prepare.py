@@ -133,7 +133,7 @@ def _clean(config: Config, pool: Pool, folder: Path) -> dict[str, Any]:
     parts.limit(pool, config)
     found: dict[str, Any] = {"duplicates": remove_exact(pool, settings.exact) | {"threshold": settings.threshold}}
     cluster = np.arange(len(pool.alive), dtype=np.int32)
-    if settings.near != "off":
+    if settings.near != "off" and not contaminated.is_generated(config):  # of one template all are alike
         copies = NearCopies(pool, intake.signatures(config, folder), settings)
         found["duplicates"]["near"] = copies.remove()
         cluster = copies.clusters()

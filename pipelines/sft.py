@@ -1,7 +1,5 @@
 """rows -> adapter: supervised fine-tuning through TRL's SFTTrainer, its loss mask audited first."""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,6 @@ from pipelines.tracking.pictures import length_histogram, loss_curve
 from pipelines.tracking.run import Run, finite
 
 SPLITS = ("train", "validation")
-CHECKPOINTS = "checkpoints"
-START = "start"  # the untrained adapter, where its start took weights from the base
 
 
 def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
@@ -45,20 +41,10 @@ def trainer_settings(config: Config, work: Path) -> Any:
     """`trl.SFTConfig` from `sft.trainer`; raises UserError where it, or packing, refuses a value."""
     from trl import SFTConfig
 
+    from pipelines.policy.fit import trainer_settings as made_of
+
     check_packing(config)
-    try:
-        return SFTConfig(
-            output_dir=str(work / CHECKPOINTS),
-            seed=config.seed,
-            use_cpu=config.compute.device == "cpu",
-            bf16=config.compute.dtype == "bfloat16",
-            fp16=config.compute.dtype == "float16",
-            report_to=[],
-            disable_tqdm=True,
-            **config.sft.trainer,
-        )
-    except (ValueError, TypeError, ImportError) as error:
-        raise UserError(f"sft.trainer: {' '.join(str(error).split())}") from None
+    return made_of(SFTConfig, "sft.trainer", config, work)
 
 
 def _tokenizer(config: Config) -> Any:
@@ -145,7 +131,7 @@ def _check_labels(trainer: Any, audited: mask.Audit) -> None:
 
 def _fit(config: Config, trainer: Any, work: Path, run: Run) -> Any:
     from pipelines.policy.adapter import changes_base
-    from pipelines.policy.fit import fit
+    from pipelines.policy.fit import START, fit
     from pipelines.policy.start import save_start
 
     if changes_base(config.adapter):
@@ -162,19 +148,9 @@ def _fit(config: Config, trainer: Any, work: Path, run: Run) -> Any:
 
 
 def _save(config: Config, trainer: Any, tokenizer: Any, fitted: Any, work: Path, run: Run) -> dict[str, Any]:
-    from pipelines.policy.fit import save_adapter
+    from pipelines.policy.fit import hand_over
 
-    save_adapter(trainer, tokenizer, config.model, work, work / START)
-    for folder in (work / CHECKPOINTS, work / START):
-        shutil.rmtree(folder, ignore_errors=True)
-    (work / "training.json").write_text(json.dumps(fitted.history, indent=1) + "\n", encoding="utf-8")
+    made = hand_over(config, trainer, tokenizer, fitted, work)
     run.data(loss_curve(fitted.history), "sft/loss.png")
-    say(f"  {fitted.steps} steps in {fitted.seconds:.0f} s")
     run.metrics({"sft/train_seconds": fitted.seconds, "sft/steps": fitted.steps})
-    return {
-        "base": {"id": config.model.id, "revision": config.model.revision, "license": config.model.license.id},
-        "adapter": config.adapter.name,
-        "quantized": config.adapter.quantization is not None,
-        "seed": config.seed,
-        "steps": fitted.steps,
-    }
+    return made

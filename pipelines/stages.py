@@ -20,45 +20,53 @@ FINGERPRINT_LENGTH = 12
 class Stage:
     """One step of the way from rows to a promoted version.
 
-    `blocks` are the parts of the configuration that decide its product, `needs` maps each input to the stage
-    that makes it, `kind` names the product.
+    `blocks` are the parts of the configuration that decide its product, `needs` are the kinds of the products that
+    it reads, `kind` is that of its own.
     """
 
     name: str
     kind: str
     blocks: tuple[str, ...]
-    needs: Mapping[str, str]
+    needs: tuple[str, ...]
 
     @property
     def module(self) -> Any:
         return importlib.import_module(f"pipelines.{self.name}")
 
-    def wanted(self, config: Config) -> dict[str, str]:
+    def wanted(self, config: Config) -> tuple[str, ...]:
         """The inputs that this configuration needs; a stage whose options take an input's place has `unneeded`."""
         unneeded = getattr(self.module, "unneeded", None)
         without = unneeded(config) if unneeded else ()
-        return {name: maker for name, maker in self.needs.items() if name not in without}
+        return tuple(kind for kind in self.needs if kind not in without)
+
+    def maker(self, config: Config, kind: str) -> "Stage":
+        """Who makes that input: the last stage of the flow that makes such, and that comes before this one."""
+        before = config.flow[: config.flow.index(self.name)] if self.name in config.flow else config.flow
+        return next(STAGES[name] for name in reversed(before) if STAGES[name].kind == kind)
 
 
 STAGES = {
     stage.name: stage
     for stage in (
-        Stage("prepare", "rows", ("seed", "task", "prepare"), {}),
-        Stage("sft", "adapter", ("seed", "model", "adapter", "compute", "sft"), {"rows": "prepare"}),
+        Stage("prepare", "rows", ("seed", "task", "prepare", "verifier"), ()),
+        Stage("sft", "adapter", ("seed", "model", "adapter", "compute", "sft"), ("rows",)),
+        Stage(
+            "grpo", "adapter", ("seed", "task", "model", "adapter", "compute", "grpo", "verifier"), ("rows", "adapter")
+        ),
         Stage(
             "evaluate",
             "scores",
-            ("seed", "task", "model", "adapter", "compute", "evaluate"),
-            {"rows": "prepare", "adapter": "sft"},
+            ("seed", "task", "model", "adapter", "compute", "evaluate", "verifier"),
+            ("rows", "adapter"),
         ),
         Stage(
             "package",
             "version",
             ("task", "model", "adapter", "compute", "package", "evaluate"),
-            {"adapter": "sft", "scores": "evaluate"},
+            ("adapter", "scores"),
         ),
-        Stage("promote", "decision", ("gate", "promote"), {"version": "package"}),
-        Stage("compare", "leaderboard", ("task", "compare", "evaluate"), {"rows": "prepare"}),
+        Stage("promote", "decision", ("gate", "promote"), ("version",)),
+        Stage("compare", "leaderboard", ("task", "compare", "evaluate"), ("rows",)),
     )
 }
 
@@ -93,7 +101,7 @@ def gather(stage: Stage, config: Config) -> dict[str, Product]:
 
     Raises UserError naming the stage to run first.
     """
-    return {name: _input(stage, config, name, maker) for name, maker in stage.wanted(config).items()}
+    return {kind: _input(stage, config, kind) for kind in stage.wanted(config)}
 
 
 def named_input(stage: Stage, config: Config, name: str) -> Product | None:
@@ -107,15 +115,15 @@ def named_input(stage: Stage, config: Config, name: str) -> Product | None:
     return found
 
 
-def _input(stage: Stage, config: Config, name: str, maker: str) -> Product:
-    if given := named_input(stage, config, name):
+def _input(stage: Stage, config: Config, kind: str) -> Product:
+    if given := named_input(stage, config, kind):
         return given
-    source = STAGES[maker]
+    source = stage.maker(config, kind)
     folder = place(source, config, fingerprint_of(source, config, gather(source, config)))
     if not (folder / products.MANIFEST).exists():
-        option = f", or set {stage.name}.{name}=FOLDER" if hasattr(getattr(config, stage.name), name) else ""
+        option = f", or set {stage.name}.{kind}=FOLDER" if hasattr(getattr(config, stage.name), kind) else ""
         raise UserError(
-            f"{stage.name}: this configuration has no {name} yet; "
-            f"run `python -m pipelines {maker}` with the same overrides first{option}"
+            f"{stage.name}: this configuration has no {kind} yet; "
+            f"run `python -m pipelines {source.name}` with the same overrides first{option}"
         )
     return products.load(folder)

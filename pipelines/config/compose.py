@@ -22,7 +22,7 @@ from pipelines.config.schema import Config, SourceFields, SubjectFields
 from pipelines.config.validate import check_unresolved, valid_keys, validate
 from pipelines.errors import UserError
 
-BLOCK_FILES = ("source", "subject", "prepare", "sft", "evaluate", "package", "promote", "compare")
+BLOCK_FILES = ("source", "subject", "prepare", "sft", "grpo", "verifier", "evaluate", "package", "promote", "compare")
 _SHORT = re.compile(r"^(\+\+|\+|~)?eval\.")
 # Names of a user's own, whose fields are completed from a file of defaults.
 _COMPLETED = re.compile(r"(task\.sources|evaluate\.subjects)\.[^.=]+\.(\w+)=")
@@ -154,16 +154,21 @@ def _origin(overrides: list[Override], choices: dict[str, str], conf: Path) -> C
     def origin(key: str) -> str:
         if any(key == g or key.startswith(f"{g}.") or g.startswith(f"{key}.") for g in given):
             return "the command line"
-        experiment = choices.get("experiment")
-        if experiment and experiment != "null" and _sets(conf / "experiment" / f"{experiment}.yaml", key):
-            return f"conf/experiment/{experiment}.yaml"
+        if _sets(conf, "experiment", choices, key):
+            return f"conf/experiment/{choices['experiment']}.yaml"
+        if key.startswith("grpo.") and _sets(conf, "recipe", choices, key.removeprefix("grpo.")):
+            return f"conf/recipe/{choices['recipe']}.yaml"
         return _file(key.split(".")[0], choices)
 
     return origin
 
 
-def _sets(file: Path, key: str) -> bool:
-    node = yaml.safe_load(file.read_text(encoding="utf-8"))
+def _sets(conf: Path, group: str, choices: Mapping[str, str], key: str) -> bool:
+    """Whether the chosen file of the group gives the key a value."""
+    chosen = choices.get(group)
+    if not chosen or chosen == "null":
+        return False
+    node = yaml.safe_load((conf / group / f"{chosen}.yaml").read_text(encoding="utf-8"))
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
             return False

@@ -20,7 +20,7 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-SOURCE_KINDS = ("path", "hub", "sql", "traces", "rows")
+SOURCE_KINDS = ("path", "hub", "sql", "traces", "rows", "generate")
 Shape = Literal[
     "auto",
     "columns",
@@ -44,7 +44,8 @@ Length = Annotated[int, Field(ge=0)]
 class SourceFields(Block):
     """Where records come from and how they become rows.
 
-    One of `path`, `hub`, `sql`, `traces` and `rows` names the place. `prompt` to `context` are column names, and
+    One of `path`, `hub`, `sql`, `traces`, `rows` and `generate` names the place. `count`, `seed` and `settings` belong
+    to generators. `prompt` to `context` are column names, and
     `keep` names columns that stay with the row as they are, for slices;
     `constant_answer` replaces the answer column where all rows of the source share one. `parts`, `exclude`,
     `limit` and `weight` select: parts of a CLINC150 file or splits of a dataset, labels left out, how many rows
@@ -62,6 +63,10 @@ class SourceFields(Block):
     traces: Text | None
     filter: Text | None
     rows: Text | None
+    generate: Text | None
+    count: Count | None
+    seed: Length | None
+    settings: dict[str, Any]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
     split: Literal["train", "validation", "heldout"]
     records: Shape
@@ -83,6 +88,17 @@ class SourceFields(Block):
     license: Text
 
 
+_FIELD_OF = {
+    "url": "sql",
+    "filter": "traces",
+    "subset": "hub",
+    "revision": "hub",
+    "count": "generate",
+    "seed": "generate",
+    "settings": "generate",
+}
+
+
 class Source(SourceFields):
     """One source of a task, its fields completed from `conf/source.yaml`."""
 
@@ -97,9 +113,11 @@ class Source(SourceFields):
         if len(given) != 1:
             got = " and ".join(given) or "none"
             raise ValueError(f"exactly one of {', '.join(SOURCE_KINDS)} must be set, got {got}")
-        for field, kind in (("url", "sql"), ("filter", "traces"), ("subset", "hub"), ("revision", "hub")):
-            if getattr(self, field) is not None and given != [kind]:
+        for field, kind in _FIELD_OF.items():
+            if getattr(self, field) not in (None, {}) and given != [kind]:
                 raise ValueError(f"{field} belongs to {kind}, and only to it")
+        if self.generate is not None and (self.count is None or self.seed is None):
+            raise ValueError("generate needs count and seed")
         if self.sha256 is not None and self.hub is not None:
             raise ValueError("a hub source is pinned by its revision, not by sha256")
         if self.sql is not None and self.url is None:
@@ -120,16 +138,31 @@ class Source(SourceFields):
 
 
 class Task(Block):
-    """What the rows are and what correct means."""
+    """What the rows are and what correct means.
+
+    `audit` is a stricter second verify that only reinforcement learning's watch asks; `environment` names the tools
+    that answers may call, in at most `max_turns` turns; `json_schema` is a file that answers of verify json_schema are
+    held against.
+    """
 
     name: Name
     verify: Text
+    audit: Text | None
+    environment: Text | None
+    max_turns: Count | None
+    json_schema: Text | None
     instruction: Text | None
     labels: Text | None
     decline_label: Text | None
     card: Text | None
     red_team: list[Text]
     sources: dict[str, Source]
+
+    @model_validator(mode="after")
+    def _turns_belong_to_an_environment(self) -> "Task":
+        if (self.environment is None) != (self.max_turns is None):
+            raise ValueError("environment and max_turns belong together: set both, or neither")
+        return self
 
 
 # --- model, adapter, compute --------------------------------------------------------------------
@@ -213,6 +246,7 @@ class Compute(Block):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
     per_device_train_batch_size: Count
     gradient_accumulation_steps: Count
+    rollout_accumulation_steps: Count
     gradient_checkpointing: bool
     eval_batch_size: Count
 
@@ -350,6 +384,165 @@ class Sft(Block):
     trainer: dict[str, Any]
 
 
+class Correct(Block):
+    """The weight of being right: 1 where `verify` accepts the answer, else 0."""
+
+    weight: Annotated[float, Field(gt=0)]
+
+
+class Part(Block):
+    """A part of the reward that only shapes: clipped to [low, high], then weighed; weight 0 leaves it out."""
+
+    weight: Annotated[float, Field(ge=0)]
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> "Part":
+        if self.low >= self.high:
+            raise ValueError(f"low: {self.low:g} is not under high, {self.high:g}")
+        return self
+
+    @property
+    def spread(self) -> float:
+        """How far the part can move a reward."""
+        return self.weight * (self.high - self.low)
+
+
+class LengthPart(Part):
+    """0 up to `soft_tokens` under the limit of tokens, then falling to -1 at it."""
+
+    soft_tokens: Count
+
+
+class RepetitionPart(Part):
+    """Minus the share of word n-grams that occurred before."""
+
+    ngram: Count
+
+
+class LanguagePart(Part):
+    """How sure it is that the answer is in the language; null takes the prompt's."""
+
+    language: Annotated[str, Field(pattern=r"^[a-z]{2}$")] | None
+
+
+class Rewards(Block):
+    """A weighted sum of parts; those that only shape can't outweigh being right."""
+
+    correct: Correct
+    format: Part
+    length: LengthPart
+    repetition: RepetitionPart
+    language: LanguagePart
+
+    @property
+    def shaping(self) -> dict[str, Part]:
+        """The parts beside correctness that have a weight."""
+        found = {"format": self.format, "length": self.length, "repetition": self.repetition, "language": self.language}
+        return {name: part for name, part in found.items() if part.weight}
+
+    @model_validator(mode="after")
+    def _correct_outweighs(self) -> "Rewards":
+        spread = sum(part.spread for part in self.shaping.values())
+        if spread >= self.correct.weight:
+            told = ", ".join(f"{name} {part.spread:g}" for name, part in self.shaping.items())
+            raise ValueError(
+                f"a wrong answer could be worth as much as a right one: together the parts that only shape move a "
+                f"reward by {spread:g} ({told}), and being right by {self.correct.weight:g}; lower a weight or narrow "
+                "low and high"
+            )
+        return self
+
+
+class Alarm(Block):
+    """Raised while the value is beyond `limit`; null never raises it. `stop` ends the run."""
+
+    limit: Annotated[float, Field(ge=0)] | None
+    stop: bool
+
+
+class Watch(Block):
+    """What tells that a reward is being gamed or that training has gone wrong, over the last `window` steps."""
+
+    window: Count
+    audit_share: Annotated[float, Field(ge=0, le=1)]
+    audit_gap: Alarm
+    zero_variance: Alarm
+    entropy: Alarm
+    length_growth: Alarm
+    clipped: Alarm
+    kl: Alarm
+
+
+class Show(Block):
+    """How often completions are shown and episodes traced, in optimizer steps; null never."""
+
+    table_steps: Count | None
+    table_groups: Count
+    trace_steps: Count | None
+
+
+class Grpo(Block):
+    """Reinforcement learning with verifiable rewards; `trainer` is handed to `trl.GRPOConfig` as it stands.
+
+    `start` adapter goes on from `adapter` (null: this configuration's), base trains a new one.
+    """
+
+    rows: Text | None
+    adapter: Text | None
+    start: Literal["adapter", "base"]
+    asynchronous: bool
+    rewards: Rewards
+    watch: Watch
+    show: Show
+    recipe: Name
+    trainer: dict[str, Any]
+
+
+class Sandbox(Block):
+    """Where programs that a model wrote are run, and what one of them may use.
+
+    `bubblewrap` isolates them on this machine; `sandbox_fusion` and `piston` send them to a server at `url`; `none`
+    runs them unprotected, which needs `allow_unsandboxed`. `fresh_namespaces` gives every program its own.
+    """
+
+    backend: Literal["bubblewrap", "sandbox_fusion", "piston", "none"]
+    url: Text | None
+    allow_unsandboxed: bool
+    fresh_namespaces: bool
+    cpu_s: Annotated[float, Field(gt=0)]
+    wall_s: Annotated[float, Field(gt=0)]
+    memory_mb: Annotated[int, Field(ge=16)]
+    output_kb: Count
+    processes: Count
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> "Sandbox":
+        remote = self.backend in ("sandbox_fusion", "piston")
+        if remote and self.url is None:
+            raise ValueError(f"backend {self.backend} needs url, the server's address")
+        if not remote and self.url is not None:
+            raise ValueError(f"url belongs to the backends sandbox_fusion and piston, not to {self.backend}")
+        if self.backend == "none" and not self.allow_unsandboxed:
+            raise ValueError("backend none runs a model's programs unprotected; it needs allow_unsandboxed=true")
+        return self
+
+
+class Verifier(Block):
+    """The processes that verifiers run in, and what they may use.
+
+    A verifier that outlasts `time_s`, outgrows `memory_mb`, dies or errs has said nothing about the answer: it is
+    asked once more, then counted apart, and where more than `max_failed` of the answers end so the run stops.
+    """
+
+    workers: Count
+    time_s: Annotated[float, Field(gt=0)]
+    memory_mb: Annotated[int, Field(ge=64)]
+    max_failed: Annotated[float, Field(ge=0, le=1)]
+    sandbox: Sandbox
+
+
 class EndpointFields(Block):
     """An OpenAI-compatible endpoint: where it is, how it is asked, and what it may cost.
 
@@ -378,12 +571,12 @@ class SubjectFields(EndpointFields):
     """What is judged.
 
     kind base is the base model of this configuration and adapter a folder that a training stage wrote (`at` null:
-    the adapter of this configuration); version is `models:/name/3` or `models:/name@alias`; model is a folder of
-    merged or quantised weights, or a Hub id; endpoint answers over HTTP. An `optional` subject that isn't there
-    is left out.
+    the adapter of this configuration); parent is the adapter that this configuration's was trained on from; version is
+    `models:/name/3` or `models:/name@alias`; model is a folder of merged or quantised weights, or a Hub id; endpoint
+    answers over HTTP. An `optional` subject that isn't there is left out.
     """
 
-    kind: Literal["base", "adapter", "version", "model", "endpoint"] | None
+    kind: Literal["base", "adapter", "parent", "version", "model", "endpoint"] | None
     optional: bool
 
 
@@ -393,11 +586,11 @@ class Subject(SubjectFields):
     @model_validator(mode="after")
     def _is_complete(self) -> "Subject":
         if self.kind is None:
-            raise ValueError("kind must be one of base, adapter, version, model and endpoint")
+            raise ValueError("kind must be one of base, adapter, parent, version, model and endpoint")
         if self.kind in ("version", "model", "endpoint") and self.at is None:
             raise ValueError(f"kind {self.kind} needs at")
-        if self.kind == "base" and self.at is not None:
-            raise ValueError("kind base is this configuration's model; at belongs to the other kinds")
+        if self.kind in ("base", "parent") and self.at is not None:
+            raise ValueError(f"kind {self.kind} is known by this configuration; at belongs to the other kinds")
         if self.kind == "endpoint" and self.model is None:
             raise ValueError("kind endpoint needs model, the name that the endpoint knows it by")
         return self
@@ -588,6 +781,7 @@ class Config(Block):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     reuse: bool
+    flow: list[Literal["prepare", "sft", "grpo", "evaluate", "package", "promote"]]
     tracking: Tracking
     paths: Paths
     source: SourceFields
@@ -599,7 +793,20 @@ class Config(Block):
     gate: Gate
     prepare: Prepare
     sft: Sft
+    grpo: Grpo
+    verifier: Verifier
     evaluate: Evaluate
     package: Package
     promote: Promote
     compare: Compare
+
+    @model_validator(mode="after")
+    def _flow_is_a_way(self) -> "Config":
+        whole = ("prepare", "sft", "grpo", "evaluate", "package", "promote")
+        allowed = [[stage for stage in whole if stage != without] for without in ("", "grpo", "sft")]
+        if list(self.flow) not in allowed:
+            ways = "prepare, sft or grpo or both, evaluate, package, promote"
+            raise ValueError(f"flow: expected {ways}, in this order, got {', '.join(self.flow)}")
+        if "sft" not in self.flow and self.grpo.start == "adapter" and self.grpo.adapter is None:
+            raise ValueError("flow: without sft, grpo needs grpo.start=base or grpo.adapter")
+        return self

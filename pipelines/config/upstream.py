@@ -19,6 +19,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter
 # The files that hold each class with its bases, relative to the installed package.
 SOURCES: dict[str, tuple[str, ...]] = {
     "SFTConfig": ("trl/trainer/sft_config.py", "trl/trainer/base_config.py", "transformers/training_args.py"),
+    "GRPOConfig": ("trl/trainer/grpo_config.py", "trl/trainer/base_config.py", "transformers/training_args.py"),
     "LoraConfig": ("peft/tuners/lora/config.py", "peft/config.py"),
     "IA3Config": ("peft/tuners/ia3/config.py", "peft/config.py"),
     "PrefixTuningConfig": ("peft/tuners/prefix_tuning/config.py", "peft/config.py"),
@@ -44,11 +45,28 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "eval_steps": (Gt(0),),
     "save_steps": (Gt(0),),
     "save_total_limit": (Ge(1),),
+    "num_generations": (Ge(2),),
+    "max_completion_length": (Ge(1),),
+    "temperature": (Gt(0),),
+    "beta": (Ge(0),),
+    "epsilon": (Gt(0),),
+    "epsilon_high": (Gt(0),),
+    "num_iterations": (Ge(1),),
     "r": (Ge(1),),
     "lora_alpha": (Gt(0),),
     "lora_dropout": (Ge(0), Lt(1)),
     "num_virtual_tokens": (Ge(1),),
     "encoder_hidden_size": (Ge(1),),
+}
+
+
+# What GRPOConfig takes as any text, and the trainer refuses at its first step.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"),
+    "scale_rewards": ("group", "batch", "none"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_mode": ("colocate", "server"),
 }
 
 
@@ -72,7 +90,9 @@ def _fields(cls: str) -> Mapping[str, Any]:
     found: dict[str, Any] = {}
     for node in _lineage(cls, classes):
         for item in _annotated(node):
-            found.setdefault(ast.unparse(item.target), _restrict(_evaluate(item.annotation, names), _choices(item)))
+            name = ast.unparse(item.target)
+            choices = _choices(item) or CHOICES.get(name, ())
+            found.setdefault(name, _restrict(_evaluate(item.annotation, names), choices))
     return found
 
 

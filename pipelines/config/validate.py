@@ -20,24 +20,35 @@ PEFT_CLASSES = {
     "p_tuning": "PromptEncoderConfig",
 }
 
+TRAINERS = {"sft.trainer": "SFTConfig", "grpo.trainer": "GRPOConfig"}
+
 # Settings that another field of ours decides: two homes for one value would disagree one day.
+_TRAINER = {
+    "output_dir": "paths.adapters",
+    "seed": "seed",
+    "data_seed": "seed",
+    "use_cpu": "compute.device",
+    "bf16": "compute.dtype",
+    "fp16": "compute.dtype",
+    "report_to": "tracking",
+    "disable_tqdm": "the terminal",
+    "resume_from_checkpoint": "reuse",
+    "trust_remote_code": "always false",
+    "model_init_kwargs": "model and compute",
+    "push_to_hub": "the registry",
+    "hub_model_id": "the registry",
+}
 OWNED: dict[str, dict[str, str]] = {
-    "sft.trainer": {
-        "output_dir": "paths.adapters",
-        "seed": "seed",
-        "data_seed": "seed",
-        "use_cpu": "compute.device",
-        "bf16": "compute.dtype",
-        "fp16": "compute.dtype",
-        "completion_only_loss": "sft.loss",
-        "assistant_only_loss": "sft.loss",
-        "report_to": "tracking",
-        "disable_tqdm": "the terminal",
-        "resume_from_checkpoint": "reuse",
-        "trust_remote_code": "always false",
-        "model_init_kwargs": "model and compute",
-        "push_to_hub": "the registry",
-        "hub_model_id": "the registry",
+    "sft.trainer": _TRAINER | {"completion_only_loss": "sft.loss", "assistant_only_loss": "sft.loss"},
+    "grpo.trainer": _TRAINER
+    | {
+        "reward_weights": "grpo.rewards",
+        "log_completions": "grpo.show",
+        "log_completions_hub_repo": "grpo.show",
+        "chat_template_kwargs": "model.chat.thinking",
+        "max_tool_calling_iterations": "task.max_turns",
+        "eval_strategy": "the stage evaluate",
+        "do_eval": "the stage evaluate",
     },
     "adapter.peft": {
         "task_type": "always CAUSAL_LM",
@@ -72,7 +83,8 @@ def validate(container: Mapping[str, Any], origin: Origin) -> Config:
     Raises UserError with one line for each mistake.
     """
     config = check_schema(container, origin)
-    problems = [*_block("sft.trainer", "SFTConfig", config.sft.trainer, origin)]
+    given = {"sft.trainer": config.sft.trainer, "grpo.trainer": config.grpo.trainer}
+    problems = [line for path, values in given.items() for line in _block(path, TRAINERS[path], values, origin)]
     problems += _block("adapter.peft", PEFT_CLASSES[config.adapter.method], config.adapter.peft, origin)
     # The rules between fields rely on each having its type.
     if problems := problems or [*_cross_checks(config, origin)]:
@@ -102,12 +114,12 @@ def check_unresolved(container: Mapping[str, Any], origin: Origin) -> None:
 
 
 def _trainer_lines(container: Mapping[str, Any], origin: Origin) -> Iterator[str]:
-    sft = container.get("sft")
-    trainer = sft.get("trainer") if isinstance(sft, Mapping) else None
-    if not isinstance(trainer, Mapping):
-        return
-    values = {name: value for name, value in trainer.items() if not _is_reference(value)}
-    yield from _block("sft.trainer", "SFTConfig", values, origin)
+    for path, cls in TRAINERS.items():
+        block = container.get(path.split(".")[0])
+        trainer = block.get("trainer") if isinstance(block, Mapping) else None
+        if isinstance(trainer, Mapping):
+            values = {name: value for name, value in trainer.items() if not _is_reference(value)}
+            yield from _block(path, cls, values, origin)
 
 
 def _is_reference(value: object) -> bool:
@@ -139,8 +151,8 @@ def _over(container: Mapping[str, Any], block: str, field: str, defaults: str) -
 
 def valid_keys(block: str, config: Mapping[str, Any]) -> list[str]:
     """Names that may stand under a dotted path, for suggestions; empty where anything may."""
-    if block == "sft.trainer":
-        return _free("sft.trainer", "SFTConfig")
+    if block in TRAINERS:
+        return _free(block, TRAINERS[block])
     if block == "adapter.peft":
         method = config.get("adapter", {}).get("method", "lora")
         return _free("adapter.peft", PEFT_CLASSES.get(method, "LoraConfig"))
@@ -260,6 +272,12 @@ def _cross_checks(config: Config, origin: Origin) -> Iterator[str]:
         yield (
             f"sft.trainer.max_length: {trainer['max_length']} is over the {config.model.context_length} tokens of "
             f"{config.model.name}'s context (in {origin('sft.trainer.max_length')})"
+        )
+    if (config.grpo.trainer.get("max_completion_length") or 0) >= config.model.context_length:
+        yield (
+            f"grpo.trainer.max_completion_length: {config.grpo.trainer['max_completion_length']} leaves no room for a "
+            f"prompt in the {config.model.context_length} tokens of {config.model.name}'s context "
+            f"(in {origin('grpo.trainer.max_completion_length')})"
         )
     if config.sft.early_stopping_patience is not None and not trainer.get("load_best_model_at_end"):
         yield (

@@ -13,11 +13,13 @@ from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipelines import stopping
-from pipelines.config.schema import Model
+from pipelines.config.schema import Config, Model
 from pipelines.errors import UserError
-from pipelines.policy.start import save_over_published_base
+from pipelines.policy.start import ADAPTER, save_over_published_base
 from pipelines.progress import Meter, meter, say
 
+CHECKPOINTS = "checkpoints"
+START = "start"  # the untrained adapter, where its start took weights from the base
 EPOCH_START = "epoch_start.safetensors"
 CHECKPOINT_FILES = (
     "trainer_state.json",
@@ -41,11 +43,30 @@ class Fitted:
     resumed_from: int
 
 
-def fit(trainer: Any, log: Log, rows_per_step: int) -> Fitted:
+def trainer_settings(cls: type, field: str, config: Config, work: Path) -> Any:
+    """The settings of a TRL trainer from the mapping at `field`; raises UserError where the class refuses a value."""
+    block, name = field.split(".")
+    try:
+        return cls(
+            output_dir=str(work / CHECKPOINTS),
+            seed=config.seed,
+            use_cpu=config.compute.device == "cpu",
+            bf16=config.compute.dtype == "bfloat16",
+            fp16=config.compute.dtype == "float16",
+            report_to=[],
+            disable_tqdm=True,
+            **getattr(getattr(config, block), name),
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise UserError(f"{field}: {' '.join(str(error).split())}") from None
+
+
+def fit(trainer: Any, log: Log, rows_per_step: int, steps_at_once: int = 1) -> Fitted:
     """Trains to the end, from the newest complete checkpoint where there is one.
 
-    SIGTERM and Ctrl-C end it after the current step with a checkpoint written (raises Stopped). Raises UserError
-    where loss or gradient stop being finite, or where the adapter comes out so.
+    SIGTERM and Ctrl-C end it after the current step, or where `steps_at_once` steps share what was generated for them
+    after the last of these, with a checkpoint written (raises Stopped). Raises UserError where loss or gradient stop
+    being finite, or where the adapter comes out so.
     """
     checkpoint = newest_checkpoint(Path(trainer.args.output_dir))
     start = _step_of(checkpoint) if checkpoint else 0
@@ -55,7 +76,7 @@ def fit(trainer: Any, log: Log, rows_per_step: int) -> Fitted:
     total = planned_steps(trainer)
     with stopping.deferred() as deferral, meter("training", total, "steps") as shown:
         shown.begin_at(start)
-        trainer.add_callback(_Watch(deferral, log, shown, rows_per_step))
+        trainer.add_callback(_Watch(deferral, log, shown, rows_per_step, steps_at_once))
         trainer.add_callback(_EpochStart(checkpoint))
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _refuse_non_finite(trainer.model)
@@ -101,7 +122,7 @@ def _step_of(checkpoint: Path) -> int:
 
 def _history(state: TrainerState) -> list[dict[str, float]]:
     # Durations differ from run to run; what is kept must not.
-    clocks = ("runtime", "per_second")
+    clocks = ("runtime", "per_second", "step_time")
     return [{k: v for k, v in entry.items() if not k.endswith(clocks)} for entry in state.log_history]
 
 
@@ -109,6 +130,22 @@ def _refuse_non_finite(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise UserError(f"training ended with values in {name} that are not finite; lower the learning rate")
+
+
+def hand_over(config: Config, trainer: Any, tokenizer: Any, fitted: Fitted, work: Path) -> dict[str, Any]:
+    """Leaves the adapter and its history in `work`, without what only training needed; returns what it is made of."""
+    save_adapter(trainer, tokenizer, config.model, work, work / START)
+    for folder in (work / CHECKPOINTS, work / START):
+        shutil.rmtree(folder, ignore_errors=True)
+    (work / "training.json").write_text(json.dumps(fitted.history, indent=1) + "\n", encoding="utf-8")
+    say(f"  {fitted.steps} steps in {fitted.seconds:.0f} s")
+    return {
+        "base": {"id": config.model.id, "revision": config.model.revision, "license": config.model.license.id},
+        "adapter": config.adapter.name,
+        "quantized": config.adapter.quantization is not None,
+        "seed": config.seed,
+        "steps": fitted.steps,
+    }
 
 
 def save_adapter(trainer: Any, tokenizer: Any, model: Model, folder: Path, start: Path) -> None:
@@ -119,7 +156,8 @@ def save_adapter(trainer: Any, tokenizer: Any, model: Model, folder: Path, start
     if start.exists():
         save_over_published_base(trainer.model, folder, start)
     else:
-        trainer.model.save_pretrained(str(folder))
+        # A reference that TRL keeps beside it is no part of what was trained.
+        trainer.model.save_pretrained(str(folder), selected_adapters=[ADAPTER])
     (folder / "README.md").unlink(missing_ok=True)  # peft's blank form; it says nothing of this adapter
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -155,15 +193,18 @@ class _EpochStart(TrainerCallback):
 class _Watch(TrainerCallback):
     """Progress, metrics, and the two reasons to stop: a signal and a loss that is no number."""
 
-    def __init__(self, deferral: stopping.Deferral, log: Log, shown: Meter, rows_per_step: int) -> None:
+    def __init__(
+        self, deferral: stopping.Deferral, log: Log, shown: Meter, rows_per_step: int, steps_at_once: int
+    ) -> None:
         self.deferral, self.log, self.shown, self.rows_per_step = deferral, log, shown, rows_per_step
+        self.steps_at_once = steps_at_once
         self.note = ""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         self.shown.advance(1, f"{self.rows_per_step * self.shown.pace():.0f} rows/s{self.note}")
-        if self.deferral.signum is not None:
+        if self.deferral.signum is not None and state.global_step % self.steps_at_once == 0:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
         return control
@@ -176,10 +217,12 @@ class _Watch(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        values = {name: float(value) for name, value in (logs or {}).items()}
+        values = {name: float(value) for name, value in (logs or {}).items() if value is not None}
         for name in ("loss", "grad_norm", "eval_loss"):
             if not math.isfinite(values.get(name, 0.0)):
                 raise UserError(f"{name} is {values[name]} at step {state.global_step}; lower the learning rate")
         if "loss" in values:
-            self.note = f", loss {values['loss']:.3f}"
+            # A policy gradient's loss says nothing of how well it goes.
+            name = "reward" if "reward" in values else "loss"
+            self.note = f", {name} {values[name]:.3f}"
         self.log(values, state.global_step)

@@ -1,6 +1,7 @@
 """Starts of LoRA other than zero, and how their adapter stays one of the published base."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -11,8 +12,23 @@ from safetensors import safe_open
 from pipelines.config.schema import Model
 from pipelines.errors import UserError
 from pipelines.policy.base import local_folder
+from pipelines.product import Product
 
 ADAPTER = "default"
+
+
+def on_top(base: Any, profile: Model, adapter: Product) -> PeftModel:
+    """The base with an earlier stage's adapter on it, whose weights train on.
+
+    Raises UserError where it was trained on another base than the profile's.
+    """
+    trained_on = adapter.about["base"]
+    if trained_on["revision"] != profile.revision:
+        raise UserError(
+            f"the adapter in {adapter.folder} was trained on {trained_on['id']} ({trained_on['revision']}); "
+            f"model is {profile.id} ({profile.revision})"
+        )
+    return PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=True)
 
 
 def save_start(model: PeftModel, folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 import yaml
 
-from benchmarks.mutations import Mutation, copy, misspell, mutations, run
+from benchmarks.mutations import GENERATORS_OWN, Mutation, copy, misspell, mutations, run
 from benchmarks.outside import OUTSIDE, pattern_of
 from pipelines.config import upstream
 from pipelines.config.compose import compose
@@ -27,7 +27,8 @@ BOUNDS = ("enum", "pattern", "minLength", "minItems", "minProperties", "minimum"
 def keys_of(node: yaml.Node | None) -> int:
     """How many keys a document has, the words of a `defaults` list counted in."""
     if isinstance(node, yaml.MappingNode):
-        return sum(1 + keys_of(value) + words_of(key, value) for key, value in node.value)
+        deeper = [(key, value) for key, value in node.value if key.value != GENERATORS_OWN]
+        return len(node.value) + sum(keys_of(value) + words_of(key, value) for key, value in deeper)
     return sum(keys_of(item) for item in node.value) if isinstance(node, yaml.SequenceNode) else 0
 
 

@@ -1,0 +1,122 @@
+"""TRL's GRPOTrainer over rows, from a new adapter or one that is trained on."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+
+from pipelines.config.schema import Config
+from pipelines.dataset.row import Row
+from pipelines.errors import UserError
+from pipelines.policy import adapter as adapters
+from pipelines.policy.base import load_base, template_switches
+from pipelines.policy.fit import CHECKPOINTS, START, Fitted, fit, newest_checkpoint, trainer_settings
+from pipelines.policy.start import fit_quantization_error, on_top, save_start
+from pipelines.policy.tool_parsing import ready_for_tools
+from pipelines.product import Product
+from pipelines.progress import say
+
+Reward = Callable[..., list[float | None]]
+
+
+def settings_of(config: Config, work: Path) -> GRPOConfig:
+    """`trl.GRPOConfig` from `grpo.trainer`. Raises UserError where it refuses a value, or a restart can't be exact."""
+    settings: GRPOConfig = trainer_settings(GRPOConfig, "grpo.trainer", config, work)
+    shared = steps_at_once(settings)
+    if settings.save_strategy == "steps" and settings.save_steps % shared:
+        raise UserError(
+            f"grpo.trainer.save_steps: {shared} steps share what is generated for them, so it has to be a multiple of "
+            f"{shared}, got {settings.save_steps:g}"
+        )
+    return settings
+
+
+def steps_at_once(settings: GRPOConfig) -> int:
+    """Optimizer steps that learn from one generation."""
+    micro = settings.steps_per_generation * settings.num_iterations
+    return max(1, micro // settings.gradient_accumulation_steps)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the trainer asks and who judges: rows, reward functions with their weights, and the environment."""
+
+    rows: Sequence[Row]
+    rewards: Sequence[Reward]
+    weights: Sequence[float]
+    environment: type | None
+
+
+def build_trainer(
+    config: Config, settings: GRPOConfig, tokenizer: Any, asked: Asked, parent: Product | None, work: Path
+) -> GRPOTrainer:
+    """The trainer with its adapter attached: `parent`'s, or a new one. Raises UserError for what can't be trained."""
+    _check_method(config, settings, parent)
+    settings.reward_weights = list(asked.weights)
+    settings.chat_template_kwargs = dict(template_switches(config.model))
+    if asked.environment is not None:
+        ready_for_tools(tokenizer)
+        settings.max_tool_calling_iterations = (config.task.max_turns or 1) - 1
+    fresh = parent is None
+    base = load_base(config.model, config.adapter, config.compute)
+    trainer = GRPOTrainer(
+        model=base if parent is None else on_top(base, config.model, parent),
+        args=settings,
+        reward_funcs=list(asked.rewards),
+        train_dataset=_dataset(asked),
+        processing_class=tokenizer,
+        peft_config=adapters.peft_config(config.adapter, config.model) if fresh else None,
+        environment_factory=asked.environment,
+    )
+    if fresh:
+        _begin(config, trainer.model, work)
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    say(f"  {config.adapter.name}{'' if fresh else ', trained on'}: {trainable:,} parameters to train")
+    return trainer
+
+
+def reinforce(trainer: GRPOTrainer, begin_at: Callable[[int, Sequence[Mapping[str, float]]], None], log: Any) -> Fitted:
+    """Trains to the end or on from the newest checkpoint, of whose step and logs `begin_at` is told."""
+    args = trainer.args
+    if checkpoint := newest_checkpoint(Path(args.output_dir)):
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        begin_at(state["global_step"], state["log_history"])
+    else:
+        begin_at(0, [])
+    per_step = args.generation_batch_size // steps_at_once(args)
+    return fit(trainer, log, per_step, steps_at_once(args))
+
+
+def _begin(config: Config, model: Any, work: Path) -> None:
+    """What a new adapter's start needs, and a look at what the adapter reached."""
+    if adapters.starts_from_quantization_error(config.adapter):
+        fit_quantization_error(model, config.model)
+    if adapters.changes_base(config.adapter) and not (work / CHECKPOINTS).exists():
+        save_start(model, work / START)
+    adapters.check_attached(model, config.adapter, config.model)
+
+
+def _dataset(asked: Asked) -> Dataset:
+    """A row's number stands for it; an environment begins its episode by the other columns."""
+    columns: dict[str, list[Any]] = {
+        "prompt": [row.prompt for row in asked.rows],
+        "row": list(range(len(asked.rows))),
+    }
+    if asked.environment is not None:
+        columns |= {"kept": [json.dumps(row.kept) for row in asked.rows], "answer": [row.answer for row in asked.rows]}
+    return Dataset.from_dict(columns)
+
+
+def _check_method(config: Config, settings: GRPOConfig, parent: Product | None) -> None:
+    if config.adapter.method in ("prefix_tuning", "p_tuning"):
+        raise UserError(f"adapter: grpo trains lora and ia3 adapters, not {config.adapter.method}")
+    if settings.beta and parent is None and adapters.changes_base(config.adapter):
+        start = config.adapter.peft["init_lora_weights"]
+        raise UserError(
+            f"grpo.trainer.beta: the reference is the base without its adapter, and {start} moves a part of the base "
+            "into the adapter; set beta=0 or another start"
+        )
