@@ -198,8 +198,9 @@ def random_batch(rng: np.random.Generator, end: int) -> Batch:
 
 
 def recipe_names() -> list[str]:
-    """Every shipped recipe."""
-    return sorted(path.stem for path in (CONF / "recipe").glob("*.yaml"))
+    """Every shipped recipe that GRPOTrainer trains."""
+    files = (CONF / "recipe").glob("*.yaml")
+    return sorted(path.stem for path in files if "asynchronous: true" not in path.read_text(encoding="utf-8"))
 
 
 def build_model(folder: Path) -> Path:

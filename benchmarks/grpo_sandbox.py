@@ -1,8 +1,10 @@
 """Programs per second of one worker: a bubblewrap process for each program, against the sandbox's warm interpreter.
 
-All ways run the same small program with its tests, take turns in short rounds, and are compared round by round, because
-a busy machine slows them alike. CPU seconds are those of the whole tree of processes, the benchmark's own included;
-namespaces that the kernel takes down later are in the wall time only. `python -m benchmarks.grpo_sandbox`.
+`bwrap` has the assertions inside, so a program can forge its success; `apart` keeps the expected values outside, as the
+sandbox does; `fresh` gives each program new namespaces, `shared` one set to all. All ways run the same small program
+with its tests, take turns in short rounds, and are compared round by round, because a busy machine slows them alike.
+CPU seconds are those of the whole tree of processes, the benchmark's own included; namespaces that the kernel takes
+down later are in the wall time only. `python -m benchmarks.grpo_sandbox`.
 """
 
 import ctypes

@@ -62,6 +62,7 @@ class Zygote:
         self.arguments: tuple[int, ...] = ()
         self.steps: list[Callable[[], None]] = [os.setsid, _seed]
         self.bury: Callable[[int], None] = _bury_group
+        self.kept: list[object] = []
         if self.isolated:
             self._isolate(bool(limits["fresh_namespaces"]))
         else:
@@ -76,8 +77,9 @@ class Zygote:
         if most > 1:  # without namespaces it would count all that the user runs
             most += 0 if fresh else 1
             self.own.append((resource.RLIMIT_NPROC, (most, most)))
-        if os.getpid() == 1:  # the first process of its namespace may end all others
-            self.bury = _bury_all
+        if os.getpid() != 1:
+            raise OSError("only the first process of its namespace may end all others")
+        self.bury = _bury_all
 
     def confine(self) -> None:
         """What zygote and programs share, set once: limits, files that may be read, system calls."""
@@ -341,8 +343,7 @@ def main() -> None:
     requests, replies = descriptors()
     sys.path[:] = [path for path in sys.path if path != limits["source"]]
     gc.collect()
-    kept = fill_gaps()
+    zygote.kept = fill_gaps()
     gc.freeze()
     zygote.serve(requests, replies)
-    del kept
     os._exit(0)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -102,13 +103,25 @@ class Gold:
     def problem(self, row: Row) -> str | None:
         """Why the row's own answer isn't right; None where it is. Raises UserError for what is no Verdict."""
         own = self._own(row)
-        verdict = self.verify(own, row)
+        verdict = self._verdict(own, row)
         if not isinstance(verdict, Verdict):
             raise UserError(f"task.verify: {self.name} returned {verdict!r}, expected a Verdict")
         if verdict.correct:
             return None
         shown = own if len(own) <= 80 else f"{own[:80]}..."
         return f"its own answer {shown!r} doesn't pass verify {self.name}"
+
+    def _verdict(self, own: str, row: Row) -> Verdict:
+        try:
+            return self.verify(own, row)
+        except Exception as error:
+            if ":" not in self.name:
+                raise  # a verifier of ours doesn't raise: that is for us to mend
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"task.verify: {self.name} raised {type(error).__name__}: {error} ({place.filename}:{place.lineno}), "
+                f"asked about the own answer of {row.source}"
+            ) from error
 
     def _own(self, row: Row) -> str:
         if self.plays:

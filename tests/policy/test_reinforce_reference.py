@@ -154,6 +154,6 @@ def test_on_policy_every_ratio_is_one(drive: Drive) -> None:
 
 
 def test_new_recipe_needs_a_reference() -> None:
-    assert SYNCHRONOUS == ["bnpo", "cispo", "dapo", "dr_grpo", "grpo", "gspo"]
+    assert SYNCHRONOUS == ["cispo", "dapo", "dr_grpo", "grpo", "gspo"]
     with pytest.raises(KeyError, match="sapo"):
         reference.token_weights(MASK, PLAIN | {"loss_type": "sapo"})
