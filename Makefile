@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test lint bench ui clean
+.PHONY: help setup finetune test test-slow lint bench ui clean
 
 help:  ## this text
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  ##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,9 +26,12 @@ $(STAMP): requirements.lock pyproject.toml python_env.yaml
 finetune: setup  ## the main job: prepare, train, evaluate, package, promote
 	@. $(BIN)/activate && mlflow run . -e finetune
 
-test: setup  ## lint, types and the whole test suite
+test: setup  ## lint, types and the test suite
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup  ## every key of every file of conf/ mistaken, one by one (minutes)
+	@$(BIN)/python -m pytest -m slow
 
 lint: setup  ## ruff and mypy only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -237,7 +237,7 @@ class Driven:
 
     def __init__(self, recipe: str, model: Path, work: Path, *overrides: str) -> None:
         from pipelines.policy.base import load_tokenizer
-        from pipelines.policy.reinforce import Asked, build_trainer, settings_of
+        from pipelines.policy.reinforce import Asked, build_trainer, load_policy, settings_of
 
         logging.getLogger("trl").setLevel(logging.ERROR)  # it shows every answer that has no reward
         config = compose(
@@ -255,7 +255,7 @@ class Driven:
         row = Row("row1", "task", [{"role": "user", "content": "-"}], [], "", "", "rows:1", "g")
         rewards = [self._part(name) for name in WEIGHTS]
         asked = Asked([row], rewards, list(WEIGHTS.values()), None)
-        self.trainer = build_trainer(config, settings, tokenizer, asked, None, work)
+        self.trainer = build_trainer(config, settings, load_policy(config, settings, None), tokenizer, asked, work)
         self.trainer.rollout_func = lambda prompts, trainer: {
             "prompt_ids": self.batch.prompts,
             "completion_ids": self.batch.answers,

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,11 @@ from pipelines.dataset.rows import read_rows
 from pipelines.environments.tools import environment_class
 from pipelines.errors import UserError
 from pipelines.policy.base import end_tokens, load_tokenizer, template_switches
+from pipelines.policy.order import like_length
 from pipelines.policy.template import render
 from pipelines.product import Product
-from pipelines.progress import say
+from pipelines.progress import meter, say
+from pipelines.rewards.pass_rates import Sampler, in_band
 from pipelines.rewards.recorder import WHOLE, Recorder
 from pipelines.rewards.rollouts import FILE, Batch, Rollouts
 from pipelines.rewards.scoring import Scorer
@@ -28,6 +31,8 @@ from pipelines.tracking.run import Run, finite
 from pipelines.verification import Verification, verification
 
 SPLIT = "train"
+RATES = "pass_rates.json"  # of each row, how many samples were right and how many had a verdict
+ROWS_AT_ONCE = 512
 
 
 def unneeded(config: Config) -> tuple[str, ...]:
@@ -41,7 +46,7 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     settings = method.settings_of(config, work)
     rows = _rows(config, inputs["rows"])
     tokenizer = load_tokenizer(config.model)
-    longest = _check_lengths(config, tokenizer, rows, settings.max_completion_length)
+    rows, longest = _ordered(config, settings, tokenizer, rows)
     run.input(config.task.name, inputs["rows"].file(f"{SPLIT}.jsonl"), inputs["rows"].about["digests"][SPLIT], SPLIT)
     say(f"  {len(rows):,} prompts of at most {longest} tokens, {settings.num_generations} answers to each")
     if config.grpo.asynchronous:
@@ -49,7 +54,7 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     else:
         with _verifiers(config) as (checked, audit):
             scorer = Scorer(config.grpo, checked, audit, settings.max_completion_length, config.seed)
-            made = _train(config, settings, (tokenizer, rows, scorer), inputs.get("adapter"), work, run)
+            made = _train(config, settings, (tokenizer, rows, scorer, checked), inputs.get("adapter"), work, run)
             _told(checked, run)
     _write_questions(work, rows, inputs.get("adapter"))
     return made
@@ -68,19 +73,27 @@ def _rows(config: Config, rows: Product) -> list[Row]:
     return found
 
 
-def _check_lengths(config: Config, tokenizer: Any, rows: list[Row], limit: int) -> int:
-    """Tokens of the longest prompt. Raises UserError where it leaves no room for an answer."""
+def _ordered(config: Config, settings: Any, tokenizer: Any, rows: list[Row]) -> tuple[list[Row], int]:
+    """The rows in the order in which they are asked, and the tokens of the longest prompt."""
+    lengths = _lengths(config, tokenizer, rows, settings.max_completion_length)
+    size = settings.per_device_train_batch_size * settings.gradient_accumulation_steps // settings.num_generations
+    return [rows[number] for number in like_length(lengths, max(1, size), config.seed)], max(lengths)
+
+
+def _lengths(config: Config, tokenizer: Any, rows: list[Row], limit: int) -> list[int]:
+    """Tokens of each prompt. Raises UserError where the longest leaves no room for an answer."""
     switches = template_switches(config.model)
     prompts = render(tokenizer, [row.prompt for row in rows], [row.tools for row in rows], switches, prompt=True)
-    longest = max(range(len(rows)), key=lambda number: len(prompts[number]))
-    tokens = len(prompts[longest])
+    lengths = [len(prompt) for prompt in prompts]
+    tokens = max(lengths)
+    longest = lengths.index(tokens)
     if tokens + limit > config.model.context_length:
         raise UserError(
             f"{rows[longest].source}: row {rows[longest].id} has a prompt of {tokens} tokens; with "
             f"grpo.trainer.max_completion_length={limit} that is over the {config.model.context_length} tokens of "
             f"{config.model.name}'s context; lower it, or drop long rows with prepare.max_length"
         )
-    return tokens
+    return lengths
 
 
 @contextlib.contextmanager
@@ -95,18 +108,27 @@ def _verifiers(config: Config) -> Iterator[tuple[Verification, Verification | No
 
 
 def _train(
-    config: Config, settings: Any, parts: tuple[Any, list[Row], Scorer], parent: Product | None, work: Path, run: Run
+    config: Config,
+    settings: Any,
+    parts: tuple[Any, list[Row], Scorer, Verification],
+    parent: Product | None,
+    work: Path,
+    run: Run,
 ) -> dict[str, Any]:
     from pipelines.policy.fit import hand_over
-    from pipelines.policy.reinforce import Asked, build_trainer, reinforce
+    from pipelines.policy.reinforce import Asked, build_trainer, load_policy, reinforce
 
-    tokenizer, rows, scorer = parts
+    tokenizer, rows, scorer, checked = parts
+    policy = load_policy(config, settings, parent)
+    if config.grpo.pass_rate.samples is not None:
+        worth = _worth_asking(config, settings, (policy, tokenizer), rows, checked, work)
+        rows, _ = _ordered(config, settings, tokenizer, worth)
     rollouts = Rollouts(work / "rollouts", run.id)
     recorder = Recorder(config.grpo, scorer, rows, settings.num_generations, rollouts, Sink(run))
     environment = environment_class(config.task.environment) if config.task.environment else None
     functions = recorder.functions()
     asked = Asked(rows, list(functions.values()), [float(name == WHOLE) for name in functions], environment)
-    trainer = build_trainer(config, settings, tokenizer, asked, parent, work)
+    trainer = build_trainer(config, settings, policy, tokenizer, asked, work)
     recorder.ends, recorder.has_tools = frozenset(trainer.eos_token_ids), environment is not None
     try:
         fitted = reinforce(trainer, recorder.begin_at, recorder.log)
@@ -116,6 +138,40 @@ def _train(
     rollouts.remove()
     run.metrics({"grpo/train_seconds": fitted.seconds, "grpo/steps": fitted.steps})
     return made | {"recipe": config.grpo.recipe, "parent": _named(parent) if parent else None}
+
+
+def _worth_asking(
+    config: Config, settings: Any, sampled: tuple[Any, Any], rows: list[Row], checked: Verification, work: Path
+) -> list[Row]:
+    """The rows within `grpo.pass_rate`; the rates are kept, so that a restart asks the same rows."""
+    band, place = config.grpo.pass_rate, work / RATES
+    if not place.exists():
+        model, tokenizer = sampled
+        sampler = Sampler(
+            model=model.eval(),
+            tokenizer=tokenizer,
+            template=template_switches(config.model),
+            batch_size=config.compute.eval_batch_size,
+            count=band.samples or 1,
+            max_new_tokens=settings.max_completion_length,
+            temperature=settings.temperature,
+            seed=config.seed,
+        )
+        with meter("pass rates", len(rows), "rows") as shown:
+            found = [
+                rate
+                for at in range(0, len(rows), ROWS_AT_ONCE)
+                for rate in sampler.passed(rows[at : at + ROWS_AT_ONCE], checked, shown.advance)
+            ]
+        partial = place.with_suffix(".partial")
+        partial.write_text(json.dumps({row.id: rate for row, rate in zip(rows, found, strict=True)}) + "\n")
+        partial.replace(place)
+    rates = json.loads(place.read_text())
+    kept = [row for row in rows if in_band(rates[row.id], band.low, band.high)]
+    say(f"  {len(kept):,} of them with a pass rate of {band.low:g} to {band.high:g}")
+    if not kept:
+        raise UserError("grpo.pass_rate: no row is within low and high; widen them, or look at what the model answers")
+    return kept
 
 
 def _train_aside(

@@ -103,6 +103,23 @@ def test_what_earns_reward_becomes_more_frequent(world: World, finished: World, 
     assert products.load(world.product("adapter")).about["parent"] is None
 
 
+def test_rows_that_are_always_or_never_right_are_not_asked(
+    world: World, finished: World, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    band = ["grpo.pass_rate.samples=4", "grpo.pass_rate.low=0.25", "grpo.pass_rate.high=0.5", f"{OWN}:even"]
+    assert world.run("grpo", *given, *band) == 0
+    rates = json.loads((world.product("adapter") / "pass_rates.json").read_text())
+    rows = read_rows(finished.product("rows") / "train.jsonl")
+    assert rates.keys() == {row.id for row in rows}
+    assert {judged for _, judged in rates.values()} == {4}
+    within = {row_id for row_id, (right, _) in rates.items() if right in (1, 2)}
+    assert 0 < len(within) < len(rows)
+    assert f"{len(within)} of them with a pass rate of 0.25 to 0.5" in capsys.readouterr().out
+    assert {record["row_id"] for record in rollouts(world)} <= within
+    assert world.run("grpo", *given, *band, "grpo.pass_rate.high=0.25", f"{OWN}:anything") == 2
+    assert "grpo.pass_rate: no row is within low and high" in capsys.readouterr().err
+
+
 def test_a_stopped_run_goes_on_to_the_same_adapter(world: World, given: list[str], tmp_path: Path) -> None:
     whole = World(tmp_path / "whole", world.store, world.model, world.rows)
     settings = [*given, "grpo.trainer.max_steps=8", "recipe=grpo", f"{OWN}:even"]
@@ -176,6 +193,16 @@ def test_a_verifier_that_fails_stops_the_run_and_is_named(
     error = capsys.readouterr().err
     assert "24 of the last 24 answers have no verdict" in error
     assert kind in error
+
+
+def test_answers_that_are_worth_the_same_teach_nothing(world: World, finished: World, given: list[str]) -> None:
+    """Not even rounding errors, of a worth that float32 doesn't hold: the adapter comes out as it went in."""
+    shaped = ["grpo.rewards.format.weight=0.7", f"{OWN}:anything", "grpo.trainer.num_generations=6"]
+    size = ["grpo.trainer.per_device_train_batch_size=12", "recipe=dapo", "grpo.trainer.max_steps=2"]
+    assert world.run("grpo", *given, *shaped, *size) == 0
+    assert {record["reward"] for record in rollouts(world)} == {round(1.7 * 2**16) / 2**16}
+    before, after = weights(finished.product("adapter")), weights(world.product("adapter"))
+    assert all(bool((before[name] == after[name]).all()) for name in before)  # type: ignore[attr-defined]
 
 
 def test_answers_without_a_verdict_teach_nothing(world: World, finished: World, given: list[str]) -> None:

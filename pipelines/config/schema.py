@@ -325,21 +325,26 @@ class Heldout(Block):
         return self
 
 
-class PassRate(Block):
+class Band(Block):
     """Training rows kept by how often the current model answers them right; samples null switches it off."""
 
     samples: Count | None
     low: Annotated[float, Field(ge=0, le=1)]
     high: Annotated[float, Field(ge=0, le=1)]
-    temperature: Annotated[float, Field(gt=0)]
-    max_new_tokens: Count
-    adapter: Text | None
 
     @model_validator(mode="after")
-    def _is_a_band(self) -> "PassRate":
+    def _is_a_band(self) -> "Band":
         if self.low > self.high:
             raise ValueError(f"low: {self.low:g} is over high, {self.high:g}")
         return self
+
+
+class PassRate(Band):
+    """The same where no adapter is at hand yet: which one answers, and how."""
+
+    temperature: Annotated[float, Field(gt=0)]
+    max_new_tokens: Count
+    adapter: Text | None
 
 
 class PrepareReport(Block):
@@ -493,6 +498,7 @@ class Grpo(Block):
     adapter: Text | None
     start: Literal["adapter", "base"]
     asynchronous: bool
+    pass_rate: Band
     rewards: Rewards
     watch: Watch
     show: Show
@@ -807,6 +813,11 @@ class Config(Block):
         if list(self.flow) not in allowed:
             ways = "prepare, sft or grpo or both, evaluate, package, promote"
             raise ValueError(f"flow: expected {ways}, in this order, got {', '.join(self.flow)}")
+        if self.grpo.pass_rate.samples is not None and (self.task.environment or self.grpo.asynchronous):
+            raise ValueError(
+                "grpo.pass_rate.samples: episodes in an environment, and asynchronous training, have no pass rates "
+                "beforehand; set it to null"
+            )
         if "sft" not in self.flow and self.grpo.start == "adapter" and self.grpo.adapter is None:
             raise ValueError("flow: without sft, grpo needs grpo.start=base or grpo.adapter")
         return self

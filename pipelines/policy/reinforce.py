@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import PeftModel
 from trl import GRPOConfig, GRPOTrainer
 
 from pipelines.config.schema import Config
@@ -15,6 +16,7 @@ from pipelines.errors import UserError
 from pipelines.policy import adapter as adapters
 from pipelines.policy.base import load_base, template_switches
 from pipelines.policy.fit import CHECKPOINTS, START, Fitted, fit, newest_checkpoint, trainer_settings
+from pipelines.policy.memory import keep_freed
 from pipelines.policy.start import fit_quantization_error, on_top, save_start
 from pipelines.policy.tool_parsing import ready_for_tools
 from pipelines.product import Product
@@ -51,20 +53,30 @@ class Asked:
     environment: type | None
 
 
-def build_trainer(
-    config: Config, settings: GRPOConfig, tokenizer: Any, asked: Asked, parent: Product | None, work: Path
-) -> GRPOTrainer:
-    """The trainer with its adapter attached: `parent`'s, or a new one. Raises UserError for what can't be trained."""
+def load_policy(config: Config, settings: GRPOConfig, parent: Product | None) -> Any:
+    """What training begins from: the base, with `parent`'s adapter if there is one.
+
+    Raises UserError for what can't be trained.
+    """
     _check_method(config, settings, parent)
+    if config.compute.device == "cpu":
+        keep_freed()
+    base = load_base(config.model, config.adapter, config.compute)
+    return base if parent is None else on_top(base, config.model, parent)
+
+
+def build_trainer(
+    config: Config, settings: GRPOConfig, policy: Any, tokenizer: Any, asked: Asked, work: Path
+) -> GRPOTrainer:
+    """The trainer over the policy; one without an adapter gets a new one."""
     settings.reward_weights = list(asked.weights)
     settings.chat_template_kwargs = dict(template_switches(config.model))
     if asked.environment is not None:
         ready_for_tools(tokenizer)
         settings.max_tool_calling_iterations = (config.task.max_turns or 1) - 1
-    fresh = parent is None
-    base = load_base(config.model, config.adapter, config.compute)
+    fresh = not isinstance(policy, PeftModel)
     trainer = GRPOTrainer(
-        model=base if parent is None else on_top(base, config.model, parent),
+        model=policy,
         args=settings,
         reward_funcs=list(asked.rewards),
         train_dataset=_dataset(asked),

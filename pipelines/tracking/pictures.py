@@ -86,9 +86,9 @@ def _draw_reward(axes: "Axes", steps: "dict[int, list[list[dict[str, Any]]]]") -
         spreads.append(fmean(pstdev(r["reward"] for r in group) for group in groups))
     sizes = [len(groups) for groups in steps.values()]
     answers = round(fmean(len(group) for groups in steps.values() for group in groups))
-    axes.plot(list(steps), means, color="tab:blue", label="mean, with its 95 % interval over prompts")
-    axes.fill_between(list(steps), lows, highs, color="tab:blue", alpha=0.2, linewidth=0)
-    axes.plot(list(steps), spreads, color="tab:orange", label="spread (standard deviation) within a prompt's answers")
+    axes.fill_between(list(steps), lows, highs, color="tab:blue", alpha=0.15, linewidth=0)
+    _smoothed(axes, list(steps), means, "mean, with its 95 % interval over prompts", "tab:blue")
+    _smoothed(axes, list(steps), spreads, "spread (standard deviation) within a prompt's answers", "tab:orange")
     title = f"Reward ({round(fmean(sizes)):,} prompts a step, {answers} answers to each)"
     axes.set(ylabel="reward", title=title)
     axes.legend(fontsize="small")
@@ -100,8 +100,8 @@ def _draw_parts(axes: "Axes", steps: "dict[int, list[list[dict[str, Any]]]]") ->
         records = [dict(record["parts"]) for group in groups for record in group]
         for name in records[0]:
             values.setdefault(name, []).append((step, fmean(record[name] for record in records)))
-    for name, points in values.items():
-        axes.plot(*zip(*points, strict=True), label=name)
+    for number, (name, points) in enumerate(values.items()):
+        _smoothed(axes, [step for step, _ in points], [value for _, value in points], name, f"C{number}")
     num = sum(len(group) for groups in steps.values() for group in groups)
     axes.set(ylabel="mean value, before its weight", title=f"Parts of the reward ({num:,} answers)")
     axes.legend(fontsize="small")
@@ -129,6 +129,17 @@ def _draw_shape(axes: "Axes", history: Sequence[Mapping[str, float]]) -> None:
     right.set(ylabel="nats per token", ylim=(0, None))
     lines = [*axes.get_lines(), *right.get_lines()]
     axes.legend(lines, [str(line.get_label()) for line in lines], fontsize="small")
+
+
+def _smoothed(axes: "Axes", steps: Sequence[int], values: Sequence[float], label: str, color: str) -> None:
+    """The values, and over them, where they are many, their mean over a twentieth of the steps, looking back."""
+    window = len(values) // 20
+    if window < 2:
+        axes.plot(steps, values, color=color, label=label)
+        return
+    means = [fmean(values[max(0, end - window) : end]) for end in range(1, len(values) + 1)]
+    axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
+    axes.plot(steps, means, color=color, label=f"{label}; mean of {window} steps")
 
 
 def _line(axes: "Axes", history: Sequence[Mapping[str, float]], name: str, label: str, **style: Any) -> None:

@@ -1,4 +1,4 @@
-"""A subject in the bank: one that says the demonstrations' turns wins every episode, one that says nothing only some."""
+"""A subject in the bank: one that says the demonstrations' turns wins each episode, a silent one only some."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -100,7 +100,8 @@ def played(inner: Subject, task: Task) -> Subject:
 
 
 def test_who_makes_the_right_calls_is_right_and_who_makes_none_rarely(rows: list[Row], task: Task) -> None:
-    verify, counted = resolve_verify(task), []
+    verify = resolve_verify(task)
+    counted: list[int] = []
     replies = played(Oracle(rows), task).answer(asked(rows), 64, counted.append)
     assert all(verify(str(reply.text), row).correct for reply, row in zip(replies, rows, strict=True))
     assert sum(counted) == len(rows)
