@@ -41,7 +41,7 @@ def gain(temporary: Path) -> Figures:
 
 def arithmetic(temporary: Path) -> Figures:
     """The arithmetic task: the pass rate of a short SFT, and what GRPO makes of it."""
-    timed = _flow(temporary, ("experiment=arithmetic",), ("prepare", "sft", "grpo", "evaluate"))
+    timed = _flow(temporary, ("task=arithmetic", "experiment=arithmetic"), ("prepare", "sft", "grpo", "evaluate"))
     subjects = _about(temporary / "outputs/scores")["subjects"]
     before, after = (round(subjects[name][ACCURACY], 4) for name in ("parent", "adapter"))
     return {"arithmetic_before": before, "arithmetic_after": after, "arithmetic_train_s": round(timed["grpo"], 1)}

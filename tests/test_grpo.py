@@ -243,7 +243,9 @@ def test_what_cannot_be_trained_is_told_by_its_field(
 
 
 def test_the_flow_reinforces_what_it_fine_tuned_and_compares_the_two(world: World) -> None:
-    assert world.run("finetune", *SMALL, "experiment=reinforce", "grpo.trainer.learning_rate=0.01") == 0
+    # The model is random: no rows are left within a band of pass rates.
+    settings = [*SMALL, "experiment=reinforce", "grpo.pass_rate.samples=null", "grpo.trainer.learning_rate=0.01"]
+    assert world.run("finetune", *settings) == 0
     found = [products.load(path.parent) for path in world.folder.glob("adapters/*/manifest.json")]
     adapters = {product.made_by["stage"]: product for product in found}
     assert adapters["grpo"].about["parent"]["digest"] == adapters["sft"].digest
@@ -257,4 +259,4 @@ def test_the_flow_reinforces_what_it_fine_tuned_and_compares_the_two(world: Worl
     assert version.tags["adapter.parent"] == adapters["sft"].digest
     assert version.tags["adapter.stage"] == "grpo"
     # Alone, a stage takes what the same flow made.
-    assert world.run("evaluate", *SMALL, "experiment=reinforce", "grpo.trainer.learning_rate=0.01") == 0
+    assert world.run("evaluate", *settings) == 0

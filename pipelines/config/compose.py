@@ -188,11 +188,30 @@ def _explain(error: Exception, overrides: list[Override], conf: Path) -> str:
     cause = str(error.__cause__ or "")
     if found := re.search(r"Could not find '([\w./-]+)/([^'/]+)'", text):
         return _unknown_choice(found[1], found[2], overrides, conf)
+    if found := re.search(r"In '([\w./-]+)': ConfigTypeError", text):
+        file = f"{found[1]}.yaml"
+        if line := next(_unlike(yaml.safe_load((conf / file).read_text(encoding="utf-8")), _plain(conf), ""), None):
+            return f"{line} (in conf/{file})"
     # The longest key first: a block that was overridden too is named in its keys' names.
     for override in sorted(overrides, key=lambda override: -len(override.key_or_group)):
         if re.search(rf"(override|append|delete)[^']*'{re.escape(override.key_or_group)}(\.[^']*)?'", text):
             return _unknown_override(override, overrides, cause or text, conf)
     return " ".join(text.split())
+
+
+def _plain(conf: Path) -> dict[str, Any]:
+    """What the files of `conf` are composed to when nothing is chosen or overridden."""
+    return _mapping(OmegaConf.to_container(_hydra([], conf), resolve=False))
+
+
+def _unlike(node: Any, base: Any, path: str) -> Iterator[str]:
+    """Where one has a list and the other a mapping: they can't be merged."""
+    kinds: dict[Any, str] = {list: "a list", dict: "a mapping"}
+    if isinstance(node, dict) and isinstance(base, dict):
+        for key, value in node.items():
+            yield from _unlike(value, base.get(key), f"{path}.{key}".lstrip("."))
+    elif type(node) in kinds and type(base) in kinds and type(node) is not type(base):
+        yield f"{path}: expected {kinds[type(base)]}, got {node!r}"
 
 
 def _unknown_choice(group: str, choice: str, overrides: list[Override], conf: Path) -> str:

@@ -273,6 +273,9 @@ def _cross_checks(config: Config, origin: Origin) -> Iterator[str]:
             f"sft.trainer.max_length: {trainer['max_length']} is over the {config.model.context_length} tokens of "
             f"{config.model.name}'s context (in {origin('sft.trainer.max_length')})"
         )
+    if "num_generations" not in config.grpo.trainer:  # a recipe lies over the trainer's settings, whatever these are
+        told, place = ", ".join(config.grpo.trainer), origin("grpo.trainer.num_generations")
+        yield f"grpo.trainer: expected a mapping with num_generations, got {told} (in {place})"
     if (config.grpo.trainer.get("max_completion_length") or 0) >= config.model.context_length:
         yield (
             f"grpo.trainer.max_completion_length: {config.grpo.trainer['max_completion_length']} leaves no room for a "

@@ -34,6 +34,7 @@ NEUTRAL: dict[str, Any] = {
     "num_iterations": 1,
     "use_vllm": True,
     "vllm_mode": "server",
+    "shuffle_dataset": False,
 }
 ELSEWHERE = {"dtype": "compute.dtype decides", "use_liger_kernel": "the trainer has no such kernel"}
 UNWATCHED = ("audit_gap", "zero_variance", "kl")  # alarms that nothing in this trainer's logs belongs to

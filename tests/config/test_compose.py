@@ -11,7 +11,7 @@ from pipelines.config.paths import CONF
 from pipelines.errors import UserError
 
 PATHS = ["task.sources.train.path=train.csv", "task.sources.heldout.path=heldout.csv"]
-REQUIRED = {"my_routing": PATHS, "my_conversations": PATHS}
+REQUIRED = {"my_routing": PATHS, "my_conversations": PATHS, "my_problems": [*PATHS, "task.verify=exact"]}
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 
 
@@ -45,7 +45,9 @@ def test_every_file_is_a_choice_a_block_or_the_root() -> None:
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_composes(group: str, name: str) -> None:
     composed = compose([f"{group}={name}", *REQUIRED.get(name, [])])
-    if group != "experiment":
+    if group == "recipe":
+        assert composed.config.grpo.recipe == name
+    elif group != "experiment":
         assert getattr(composed.config, group).name == name
 
 
@@ -147,7 +149,7 @@ def test_several_values_need_multirun(given: str) -> None:
 def test_eval_is_short_for_evaluate() -> None:
     given = ["eval.max_rows=5", "+eval.subjects.more={kind: adapter}", "++eval.worst=3", "~eval.subjects.champion"]
     found = compose(given).config.evaluate
-    assert (found.max_rows, found.worst, list(found.subjects)) == (5, 3, ["base", "adapter", "more"])
+    assert (found.max_rows, found.worst, list(found.subjects)) == (5, 3, ["base", "adapter", "parent", "more"])
     # What was typed is what is shown, and only the block's name is short.
     assert compose(["eval.max_rows=5"]).overrides == ("eval.max_rows=5",)
     assert compose(['task.instruction="eval.max_rows=5"']).config.task.instruction == "eval.max_rows=5"
@@ -270,7 +272,10 @@ def test_a_group_without_a_folder_is_refused_also_with_no_choice(conf: Path) -> 
         (["task.sources.other_domains.parts=null"], "task.sources.other_domains: format clinc150 needs parts"),
         (["task.sources.banking77_train.sql=select"], "task.sources.banking77_train: exactly one of path, hub, sql"),
         (["task.sources.banking77_train.url=x"], "task.sources.banking77_train: url belongs to sql, and only to it"),
-        (["task.sources.new.limit=3"], "task.sources.new: exactly one of path, hub, sql, traces, rows must be set"),
+        (
+            ["task.sources.new.limit=3"],
+            "task.sources.new: exactly one of path, hub, sql, traces, rows, generate must be set",
+        ),
         (
             ["task.sources.banking77_train.records=columns", "task.sources.banking77_train.prompt=null"],
             "task.sources.banking77_train: records: columns needs the name of the prompt's column",
@@ -366,20 +371,23 @@ def test_a_subject_can_be_added_field_by_field() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("+eval.subjects.x={at: y}", "subjects.x: kind must be one of base, adapter, version, model and endpoint"),
+        (
+            "+eval.subjects.x={at: y}",
+            "subjects.x: kind must be one of base, adapter, parent, version, model and endpoint",
+        ),
         ("+eval.subjects.x={kind: endpoint, at: y}", "subjects.x: kind endpoint needs model, the name that the "),
         ("+eval.subjects.x={kind: endpoint, model: y}", "subjects.x: kind endpoint needs at"),
         ("+eval.subjects.x={kind: version}", "subjects.x: kind version needs at"),
         ("+eval.subjects.x={kind: model}", "subjects.x: kind model needs at"),
-        ("eval.subjects.base.at=y", "subjects.base: kind base is this configuration's model; at belongs to the other"),
+        ("eval.subjects.base.at=y", "subjects.base: kind base is known by this configuration; at belongs to the other"),
         (
             "+eval.subjects.x={kind: bse}",
-            "subjects.x.kind: expected base, adapter, version, model, endpoint, got 'bse'",
+            "subjects.x.kind: expected base, adapter, parent, version, model, endpoint, got 'bse'",
         ),
         ("eval.subjects.base.kid=base", "subjects.base.kid: unknown key; nearest valid name: kind"),
         ("eval.subjects.base.spending_limit=3.0", "subjects.base: spending_limit needs price_in and price_out"),
-        ("eval.candidate=adaptor", "candidate: 'adaptor' is none of the subjects base, adapter, champion"),
-        ("~eval.subjects.base", "reference: 'base' is none of the subjects adapter, champion"),
+        ("eval.candidate=adaptor", "candidate: 'adaptor' is none of the subjects base, adapter, parent, champion"),
+        ("~eval.subjects.base", "reference: 'base' is none of the subjects adapter, parent, champion"),
     ],
 )
 def test_what_is_wrong_with_a_subject(override: str, said: str) -> None:

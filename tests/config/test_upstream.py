@@ -39,7 +39,7 @@ def test_types_take_the_classes_own_defaults(cls: str) -> None:
 
 def test_methods_are_those_of_the_schema() -> None:
     assert set(PEFT_CLASSES) == set(get_args(Adapter.model_fields["method"].annotation))
-    assert {"SFTConfig", *PEFT_CLASSES.values()} == set(upstream.SOURCES)
+    assert {"SFTConfig", "GRPOConfig", *PEFT_CLASSES.values()} == set(upstream.SOURCES)
 
 
 def test_tables_name_existing_fields() -> None:

@@ -186,7 +186,7 @@ def test_every_demonstration_passes_the_verify_and_its_audit(make_task: MakeTask
 
 def test_a_task_without_an_environment_is_refused(make_task: MakeTask) -> None:
     with pytest.raises(UserError, match=r"^task\.environment: bank names none"):
-        replay.verifier(make_task(environment=None))
+        replay.verifier(make_task(environment=None, max_turns=None))
 
 
 def test_a_row_that_keeps_too_little_is_named(make_task: MakeTask) -> None:

@@ -5,7 +5,8 @@ import random
 
 from pipelines.policy.order import like_length
 
-LENGTHS = [random.Random(7).randint(5, 200) for _ in range(1003)]
+DRAW = random.Random(7)
+LENGTHS = [DRAW.randint(5, 200) for _ in range(1003)]
 
 
 def padding(order: list[int], size: int) -> float:

@@ -84,8 +84,17 @@ def settings(**changes: Any) -> Verifier:
     return CONFIG.verifier.model_copy(update=changes)
 
 
-def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+EARLIER: set[int] = set()  # what other tests left running: servers of a session, trackers
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _earlier() -> None:
+    EARLIER.update(process.pid for process in psutil.Process().children(recursive=True))
+
+
+def children(recursive: bool = True) -> list[psutil.Process]:
+    found = psutil.Process().children(recursive=recursive)
+    return [process for process in found if process.pid not in EARLIER]
 
 
 def test_answers_are_judged_in_their_order_by_workers(own: Callable[..., Verification]) -> None:
@@ -209,7 +218,7 @@ def test_named_verifiers_that_cannot_fail_start_no_process() -> None:
 
 def test_the_template_is_replaced_where_it_was_killed(own: Callable[..., Verification]) -> None:
     with own() as verified:
-        (template,) = psutil.Process().children()
+        (template,) = children(recursive=False)
         template.kill()
         found = verified.check(["18"] * 10, [ROW] * 10)
         assert [one.verdict for one in found] == [Verdict(True, "18")] * 10
