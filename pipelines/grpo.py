@@ -46,15 +46,19 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     settings = method.settings_of(config, work)
     rows = _rows(config, inputs["rows"])
     tokenizer = load_tokenizer(config.model)
-    rows, longest = _ordered(config, settings, tokenizer, rows)
+    lengths = _lengths(config, tokenizer, rows, settings.max_completion_length)
     run.input(config.task.name, inputs["rows"].file(f"{SPLIT}.jsonl"), inputs["rows"].about["digests"][SPLIT], SPLIT)
-    say(f"  {len(rows):,} prompts of at most {longest} tokens, {settings.num_generations} answers to each")
+    say(
+        f"  {len(rows):,} prompts of at most {max(lengths.values())} tokens, {settings.num_generations} answers to each"
+    )
     if config.grpo.asynchronous:
         made = _train_aside(config, settings, (tokenizer, rows, inputs["rows"].file(f"{SPLIT}.jsonl")), work, run)
     else:
         with _verifiers(config) as (checked, audit):
             scorer = Scorer(config.grpo, checked, audit, settings.max_completion_length, config.seed)
-            made = _train(config, settings, (tokenizer, rows, scorer, checked), inputs.get("adapter"), work, run)
+            made = _train(
+                config, settings, (tokenizer, rows, lengths, scorer, checked), inputs.get("adapter"), work, run
+            )
             _told(checked, run)
     _write_questions(work, rows, inputs.get("adapter"))
     return made
@@ -73,15 +77,8 @@ def _rows(config: Config, rows: Product) -> list[Row]:
     return found
 
 
-def _ordered(config: Config, settings: Any, tokenizer: Any, rows: list[Row]) -> tuple[list[Row], int]:
-    """The rows in the order in which they are asked, and the tokens of the longest prompt."""
-    lengths = _lengths(config, tokenizer, rows, settings.max_completion_length)
-    size = settings.per_device_train_batch_size * settings.gradient_accumulation_steps // settings.num_generations
-    return [rows[number] for number in like_length(lengths, max(1, size), config.seed)], max(lengths)
-
-
-def _lengths(config: Config, tokenizer: Any, rows: list[Row], limit: int) -> list[int]:
-    """Tokens of each prompt. Raises UserError where the longest leaves no room for an answer."""
+def _lengths(config: Config, tokenizer: Any, rows: list[Row], limit: int) -> dict[str, int]:
+    """Tokens of each row's prompt, by the row's id. Raises UserError where the longest leaves no room for an answer."""
     switches = template_switches(config.model)
     prompts = render(tokenizer, [row.prompt for row in rows], [row.tools for row in rows], switches, prompt=True)
     lengths = [len(prompt) for prompt in prompts]
@@ -93,7 +90,7 @@ def _lengths(config: Config, tokenizer: Any, rows: list[Row], limit: int) -> lis
             f"grpo.trainer.max_completion_length={limit} that is over the {config.model.context_length} tokens of "
             f"{config.model.name}'s context; lower it, or drop long rows with prepare.max_length"
         )
-    return lengths
+    return {row.id: length for row, length in zip(rows, lengths, strict=True)}
 
 
 @contextlib.contextmanager
@@ -110,7 +107,7 @@ def _verifiers(config: Config) -> Iterator[tuple[Verification, Verification | No
 def _train(
     config: Config,
     settings: Any,
-    parts: tuple[Any, list[Row], Scorer, Verification],
+    parts: tuple[Any, list[Row], Mapping[str, int], Scorer, Verification],
     parent: Product | None,
     work: Path,
     run: Run,
@@ -118,11 +115,12 @@ def _train(
     from pipelines.policy.fit import hand_over
     from pipelines.policy.reinforce import Asked, build_trainer, load_policy, reinforce
 
-    tokenizer, rows, scorer, checked = parts
+    tokenizer, rows, lengths, scorer, checked = parts
     policy = load_policy(config, settings, parent)
     if config.grpo.pass_rate.samples is not None:
-        worth = _worth_asking(config, settings, (policy, tokenizer), rows, checked, work)
-        rows, _ = _ordered(config, settings, tokenizer, worth)
+        rows = _worth_asking(config, settings, (policy, tokenizer), rows, checked, work)
+    size = settings.generation_batch_size // settings.num_generations
+    rows = [rows[number] for number in like_length([lengths[row.id] for row in rows], size, config.seed)]
     rollouts = Rollouts(work / "rollouts", run.id)
     recorder = Recorder(config.grpo, scorer, rows, settings.num_generations, rollouts, Sink(run))
     environment = environment_class(config.task.environment) if config.task.environment else None
