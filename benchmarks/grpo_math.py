@@ -70,7 +70,7 @@ def measure() -> dict[str, float]:
             taken = time.perf_counter() - begun
             slowest = max(slowest, taken)
             ok += taken < SECONDS and not (outcome.verdict is not None and outcome.verdict.correct)
-        with _heartbeat() as gaps:
+        with heartbeat() as gaps:
             verified.check(list(texts.values()), [row] * len(texts))
         kinds = verified.counts.kinds
     return found | {
@@ -137,7 +137,7 @@ def _compared(gold: Sequence[object], text: str) -> bool:
 
 
 @contextmanager
-def _heartbeat() -> Iterator[list[float]]:
+def heartbeat() -> Iterator[list[float]]:
     """The gaps between beats of a thread that beats every 50 ms."""
     gaps, ended = [0.0], threading.Event()
 

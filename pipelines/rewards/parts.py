@@ -1,7 +1,8 @@
 """The parts of a reward: what each says of one answer, before it is clipped and weighed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from pipelines.config.schema import LanguagePart, LengthPart, Part, RepetitionPart, Rewards
 from pipelines.dataset.row import Row, question
@@ -17,6 +18,11 @@ class Answer:
     text: str
     num_tokens: int
     finished: bool
+
+    @classmethod
+    def of(cls, text: str, tokens: Sequence[int], ends: Container[int]) -> Self:
+        """The answer that these tokens are; `ends` are the tokens that end one."""
+        return cls(text, len(tokens), len(tokens) > 0 and tokens[-1] in ends)
 
 
 Value = Callable[[Answer, Row, Verdict], float]

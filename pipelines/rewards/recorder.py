@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, pstdev
 from typing import Any, Protocol
 
 from pipelines.config.schema import Grpo
@@ -100,7 +101,7 @@ class Recorder:
 
     def _answer(self, messages: Any, ids: Sequence[int]) -> Answer:
         text = transcript(messages) if self.has_tools else text_of(messages[-1])
-        return Answer(text, len(ids), bool(ids) and ids[-1] in self.ends)
+        return Answer.of(text, ids, self.ends)
 
     def _show(self, batch: Batch) -> None:
         show = self.settings.show
@@ -120,8 +121,7 @@ def _measured(batch: Batch) -> dict[str, float]:
     for numbers in batch.groups():
         rewards = [reward for n in numbers if (reward := batch.scored[n].reward) is not None]
         if rewards:
-            mean = sum(rewards) / len(rewards)
-            spreads.append((sum((reward - mean) ** 2 for reward in rewards) / len(rewards)) ** 0.5)
+            spreads.append(pstdev(rewards))
     if spreads:
-        found[SPREAD] = sum(spreads) / len(spreads)
+        found[SPREAD] = fmean(spreads)
     return found

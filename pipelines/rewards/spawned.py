@@ -70,7 +70,7 @@ class _Opened:
         self._number += 1
         rows = [self._rows[number] for number in row]
         answers = [
-            Answer(text_of(messages[-1]), len(tokens), bool(len(tokens)) and tokens[-1] in self._ends)
+            Answer.of(text_of(messages[-1]), tokens, self._ends)
             for messages, tokens in zip(completions, ids, strict=True)
         ]
         scored = self._scorer.score(answers, rows, self._number)

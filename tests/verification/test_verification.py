@@ -6,14 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from benchmarks.grpo_math import heartbeat
 from pipelines.config.compose import compose
 from pipelines.config.paths import PROJECT
 from pipelines.config.schema import Verifier
@@ -275,28 +275,6 @@ def test_programs_have_the_time_that_the_sandbox_allows_them() -> None:
     assert Pool(code, settings(time_s=1.0), None).limit_s == CONFIG.verifier.sandbox.wall_s + 1
     assert Pool(code, settings(time_s=30.0), None).limit_s == 30.0
     assert Pool(CONFIG.task, settings(time_s=1.0), None).limit_s == 1.0
-
-
-@contextmanager
-def heartbeat() -> Iterator[list[float]]:
-    """The gaps between beats of a thread that beats every 50 ms."""
-    gaps: list[float] = []
-    ended = threading.Event()
-
-    def beat() -> None:
-        last = time.monotonic()
-        while not ended.wait(0.05):
-            now = time.monotonic()
-            gaps.append(now - last)
-            last = now
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    try:
-        yield gaps
-    finally:
-        ended.set()
-        thread.join()
 
 
 @pytest.fixture(scope="module", params=["18", r"\frac{x^2+1}{2}"])
