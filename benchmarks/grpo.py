@@ -5,29 +5,23 @@ reference and attacks; without names it measures all of them. Larger models, vLL
 parameters can't learn are left out: they need a GPU, or hours.
 """
 
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import grpo_attacks, grpo_math, grpo_reference, grpo_sandbox
-from benchmarks.measure import run_parts, succeeded, weigh
-from pipelines.config.paths import PROJECT
+from benchmarks.flow import ACCURACY, about, run_stages
+from benchmarks.measure import run_parts
 
 Figures = dict[str, Any]
-ACCURACY = "eval/correctness/accuracy"
-ACCURACY_ONLY = tuple(
-    f"evaluate.{name}"
-    for name in ("calibration.confidence=none", "robustness.rows=null", "red_team.wraps=null", "cost.rows=null")
-)
 
 
 def gain(temporary: Path) -> Figures:
     """The embedded default, trained on from its SFT adapter: held-out accuracy, paired with that adapter's."""
-    timed = _flow(temporary, (), ("prepare", "sft", "grpo", "evaluate"))
-    metrics = _about(temporary / "outputs/scores")["metrics"]
-    subjects = _about(temporary / "outputs/scores")["subjects"]
+    timed = run_stages(temporary, ("experiment=reinforce",), ("prepare", "sft", "grpo", "evaluate"))
+    metrics = about(temporary / "outputs/scores")["metrics"]
+    subjects = about(temporary / "outputs/scores")["subjects"]
     return {
         "gain": round(metrics[f"{ACCURACY}_vs_parent"], 4),
         "gain_low": round(metrics[f"{ACCURACY}_vs_parent_low"], 4),
@@ -41,28 +35,10 @@ def gain(temporary: Path) -> Figures:
 
 def arithmetic(temporary: Path) -> Figures:
     """The arithmetic task: the pass rate of a short SFT, and what GRPO makes of it."""
-    timed = _flow(temporary, ("task=arithmetic", "experiment=arithmetic"), ("prepare", "sft", "grpo", "evaluate"))
-    subjects = _about(temporary / "outputs/scores")["subjects"]
+    timed = run_stages(temporary, ("task=arithmetic", "experiment=arithmetic"), ("prepare", "sft", "grpo", "evaluate"))
+    subjects = about(temporary / "outputs/scores")["subjects"]
     before, after = (round(subjects[name][ACCURACY], 4) for name in ("parent", "adapter"))
     return {"arithmetic_before": before, "arithmetic_after": after, "arithmetic_train_s": round(timed["grpo"], 1)}
-
-
-def _flow(temporary: Path, overrides: Sequence[str], stages: Sequence[str]) -> Mapping[str, float]:
-    """Wall seconds of each stage, each in a process of its own."""
-    words = [f"paths.{name}={temporary / name}" for name in ("rows", "adapters", "outputs")]
-    words += ["experiment=reinforce", *overrides] if not overrides else [*overrides]
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{temporary / 'mlflow.db'}"}
-    timed = {}
-    for stage in stages:
-        command = [sys.executable, "-m", "pipelines", stage, *words, *ACCURACY_ONLY]
-        timed[stage] = succeeded(weigh(command, PROJECT, store, temporary / f"{stage}.log")).wall_s
-    return timed
-
-
-def _about(folder: Path) -> Mapping[str, Any]:
-    (manifest,) = folder.glob("*/manifest.json")
-    found: Mapping[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["about"]
-    return found
 
 
 def sandbox(temporary: Path) -> Figures:

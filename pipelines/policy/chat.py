@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pipelines.policy.prefill import only_attends, prefilled
 from pipelines.policy.template import ends_of
 
 LEAVING = 0.25  # the share of a batch that has to have ended before the others go on without it
@@ -246,11 +247,13 @@ def _batch(
     watch = _Watch(stop, torch.tensor(ends, device=model.device), len(prompts), _may_leave(model))
     made: list[Made] = [[] for _ in prompts]
     rows = torch.arange(len(prompts), device=model.device)
+    repeats = len(prompts) > len({tuple(prompt) for prompt in prompts}) and _may_leave(model) and only_attends(model)
+    before = {"past_key_values": prefilled(model, ids[:, :-1], mask[:, :-1])} if repeats else {}
     hook = inner(model).register_forward_hook(watch.see)
     try:
         while True:
             watch.begin()
-            before = {} if watch.cache is None else {"past_key_values": watch.cache}
+            before = before if watch.cache is None else {"past_key_values": watch.cache}
             ids = model.generate(
                 input_ids=ids,
                 attention_mask=mask,

@@ -17,6 +17,7 @@ from pipelines.policy import adapter as adapters
 from pipelines.policy.base import load_base, template_switches
 from pipelines.policy.fit import CHECKPOINTS, START, Fitted, fit, newest_checkpoint, trainer_settings
 from pipelines.policy.memory import keep_freed
+from pipelines.policy.shared_prompt import SharedPromptTrainer, can_share
 from pipelines.policy.start import fit_quantization_error, on_top, save_start
 from pipelines.policy.tool_parsing import ready_for_tools
 from pipelines.product import Product
@@ -75,7 +76,8 @@ def build_trainer(
         ready_for_tools(tokenizer)
         settings.max_tool_calling_iterations = (config.task.max_turns or 1) - 1
     fresh = not isinstance(policy, PeftModel)
-    trainer = GRPOTrainer(
+    shared = can_share(settings, policy)
+    trainer = (SharedPromptTrainer if shared else GRPOTrainer)(
         model=policy,
         args=settings,
         reward_funcs=list(asked.rewards),
@@ -88,6 +90,7 @@ def build_trainer(
         _begin(config, trainer.model, work)
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     say(f"  {config.adapter.name}{'' if fresh else ', trained on'}: {trainable:,} parameters to train")
+    say(f"  prompts are computed {'once for all of their answers' if shared else 'anew for each of their answers'}")
     return trainer
 
 

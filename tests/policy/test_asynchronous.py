@@ -6,21 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 from trl.experimental.async_grpo import AsyncGRPOConfig
 
+from pipelines import grpo
 from pipelines.config.compose import compose
 from pipelines.config.schema import Config, Task
 from pipelines.dataset.row import Row
-from pipelines.dataset.rows import write_rows
+from pipelines.dataset.rows import read_rows, write_rows
 from pipelines.environments.tools import environment_class
 from pipelines.errors import Refused, UserError
 from pipelines.policy.asynchronous import Logged, build_trainer, settings_of, train
 from pipelines.policy.base import end_tokens, load_tokenizer
+from pipelines.product import load
 from pipelines.rewards.precheck import check
 from pipelines.rewards.spawned import SpawnedReward, spawned
 from pipelines.tasks import is_isolated
@@ -326,3 +328,36 @@ def test_logs_raise_the_alarms_that_they_have_values_for() -> None:
         "grpo/alarm/entropy",
         "grpo/alarm/length_growth",
     ]
+
+
+class _Built(Exception):
+    """The trainer would be made of these rows."""
+
+
+class _Quiet:
+    """A run that nothing is told to."""
+
+    id = "run"
+
+    def input(self, *_: Any) -> None: ...
+
+
+def test_the_stage_asks_rows_in_the_order_of_their_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reward, in a process of its own, knows a row by its line."""
+    assert world.run("prepare") == 0
+    (folder,) = (world.folder / "rows").glob("*-*")
+    kept = [o for o in world.overrides() if not o.startswith(("adapter.", "sft."))]
+    config = compose([RECIPE, *kept, "grpo.trainer.max_completion_length=8"]).config
+
+    def build_trainer(*given: Any) -> None:
+        raise _Built(given[3])
+
+    monkeypatch.setattr("pipelines.policy.asynchronous.build_trainer", build_trainer)
+    work = world.folder / "work"
+    work.mkdir()
+    with pytest.raises(_Built) as asked:
+        grpo.run(config, {"rows": load(folder)}, work, cast(Any, _Quiet()))
+    lines = read_rows(folder / "train.jsonl")
+    assert [row.id for row in asked.value.args[0]] == [row.id for row in lines]
+    lengths = [len(row.prompt[-1]["content"]) for row in lines]
+    assert lengths != sorted(lengths)
