@@ -1,5 +1,6 @@
 """Rows that are generated: the same from the same seed, wherever and whenever."""
 
+import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,16 @@ from pipelines.product import digest_of, file_hash
 Generate = Callable[[int, int, Mapping[str, Any]], Iterator[dict[str, Any]]]
 _OWN: dict[str, Any] = {"arithmetic": arithmetic, "extraction": extraction}
 _LIBRARY = f"{reasoning.PACKAGE}:"
-NAMES = (*_OWN, "bank", f"{_LIBRARY}NAME")
+# An environment's rows: the module that makes them, and the modules that decide them, as their goals are the states
+# that these leave behind.
+_SHARED = ("texts", "demonstrations")
+_ENVIRONMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "bank": ("rows", ("bank",)),
+    "database": ("database_rows", ("database", *_SHARED)),
+    "notebook": ("notebook_rows", ("notebook", "cells", *_SHARED)),
+    "shell": ("shell_rows", ("shell", *_SHARED)),
+}
+NAMES = (*_OWN, *_ENVIRONMENTS, f"{_LIBRARY}NAME")
 
 
 def generated_records(source: Source) -> Iterator[Record]:
@@ -41,10 +51,9 @@ def _generator(name: str) -> Generate:
     if name in _OWN:
         generate: Generate = _OWN[name].generate
         return generate
-    if name == "bank":
-        from pipelines.environments import rows
-
-        return rows.generate
+    if name in _ENVIRONMENTS:
+        made: Generate = _environment(_ENVIRONMENTS[name][0]).generate
+        return made
     if name.startswith(_LIBRARY):
         dataset = name.removeprefix(_LIBRARY)
         return lambda count, seed, settings: reasoning.generate(dataset, count, seed, settings)
@@ -58,7 +67,11 @@ def _version(name: str) -> str:
     _generator(name)
     if name in _OWN:
         return file_hash(Path(_OWN[name].__file__))
-    from pipelines.environments import bank, environment, rows
+    rows, others = _ENVIRONMENTS[name]
+    modules = (*others[:1], "environment", rows, *others[1:])
+    return digest_of([file_hash(Path(str(_environment(module).__file__))) for module in modules])
 
-    # The goal of a row is the state that these leave behind.
-    return digest_of([file_hash(Path(str(module.__file__))) for module in (bank, environment, rows)])
+
+def _environment(module: str) -> Any:
+    """Imported when it is needed: an environment brings along what its tools need."""
+    return importlib.import_module(f"pipelines.environments.{module}")

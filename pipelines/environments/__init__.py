@@ -7,12 +7,20 @@ from typing import Any
 
 from pipelines.config.nearest import did_you_mean
 from pipelines.environments.bank import Bank
+from pipelines.environments.database import Database
 from pipelines.environments.environment import Environment
+from pipelines.environments.notebook import Notebook
+from pipelines.environments.shell import Shell
 from pipelines.errors import UserError
 
-__all__ = ["ENVIRONMENTS", "Environment", "resolve_environment"]
+__all__ = ["ENVIRONMENTS", "Environment", "check", "resolve_environment", "runs_programs"]
 
-ENVIRONMENTS: dict[str, Callable[[], Environment]] = {"bank": Bank}
+ENVIRONMENTS: dict[str, Callable[[], Environment]] = {
+    "bank": Bank,
+    "database": Database,
+    "notebook": Notebook,
+    "shell": Shell,
+}
 
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _PARTS = ("reset", "call", "tools", "state")
@@ -31,6 +39,24 @@ def resolve_environment(name: str) -> Callable[[], Environment]:
             + did_you_mean(name, ENVIRONMENTS)
         )
     return _import(*name.split(":"))
+
+
+def runs_programs(name: str) -> bool:
+    """Whether its calls run what a model wrote, and so take as long as a sandbox allows: it says so of itself.
+
+    Raises UserError as resolve_environment.
+    """
+    return bool(getattr(resolve_environment(name), "runs_programs", False))
+
+
+def check(name: str) -> None:
+    """Whether it can work on this machine: asks its `check`, where it has one.
+
+    Raises UserError where it can't, and as resolve_environment.
+    """
+    found = getattr(resolve_environment(name), "check", None)
+    if found is not None:
+        found()
 
 
 def _import(module_name: str, class_name: str) -> Callable[[], Environment]:

@@ -86,6 +86,23 @@ class Sandbox:
             return Ran(False, "it ended before its last test")
         return self._compared(asked.judged, results)
 
+    def tell(self, code: str, expression: str) -> tuple[str, str | None]:
+        """Runs the code, then tells the text that the expression gives: how that ended, and the text.
+
+        It ends with `done`, or with a limit or why there is no text (None). The program may have forged the text.
+        Raises VerifierFailed where the sandbox itself fails.
+        """
+        call = (expression,)
+        asked = Asked(((call,),), ((_compiled(call),),), b"")
+        nonce = secrets.token_hex(16)
+        end, told = self._results(nonce, code, "", asked)
+        given, _, results = told.partition(b" ")
+        if end != "done":
+            return end, None
+        if not secrets.compare_digest(given, nonce.encode()):
+            return "it ended early", None
+        return _text(results)
+
     def _results(self, nonce: str, code: str, setup: str, asked: "Asked") -> tuple[str, bytes]:
         if self.settings.backend in ("sandbox_fusion", "piston"):
             request = {"nonce": nonce, "code": code, "setup": setup, "calls": asked.sources}
@@ -125,6 +142,18 @@ def _asked(setup: str, tests: tuple[str, ...]) -> Asked:
     sources = tuple(tuple(tuple(slot.sources()) for slot in part.slots) for part in split(setup, tests))
     compiled = tuple(tuple(_compiled(call) for call in of_test) for of_test in sources)
     return Asked(sources, compiled, json.dumps({"setup": setup, "tests": tests}).encode() + b"\n")
+
+
+def _text(results: bytes) -> tuple[str, str | None]:
+    try:
+        found = json.loads(results)
+        text = found["values"][0][0][1] if found["failure"] is None else None
+        failure = found["failure"]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError):
+        return "its results can't be read", None
+    if isinstance(text, str):
+        return "done", text
+    return (" ".join(failure.split())[:300] if isinstance(failure, str) else "") or "it failed", None
 
 
 def _compiled(call: tuple[str, ...]) -> tuple[str | CodeType, ...]:

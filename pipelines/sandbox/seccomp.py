@@ -5,7 +5,8 @@ an interpreter needs to compute, to import and to read files. Missing on purpose
 to a network, touch another process (kill, ptrace, process_vm_*, pidfd_*, fcntl's signals), start a program, make
 memory that no limit counts (memfd_create, shmget), or reach seldom-used parts of the kernel (bpf, keyctl, io_uring,
 perf_event_open, userfaultfd, mount, unshare, setns, kexec). Only the machine's own numbers count: calls of another
-word size end the program.
+word size end the program. A shell (`commands.py`) may also start programs and change files, where mounts and limits say
+which and how much.
 """
 
 import ctypes
@@ -100,6 +101,50 @@ _X86_64_ONLY = {  # older forms of calls above
     "time": 201,
     "epoll_wait": 232,
 }
+# What a shell and its programs need besides: to start others, wait for them, end them, and change files.
+_SHELL_CALLS: dict[str, tuple[int | None, int]] = {
+    "rt_sigsuspend": (130, 133),
+    "execve": (59, 221),
+    "kill": (62, 129),
+    "chdir": (80, 49),
+    "fchdir": (81, 50),
+    "fchmod": (91, 52),
+    "fchown": (93, 55),
+    "umask": (95, 166),
+    "ftruncate": (77, 46),
+    "truncate": (76, 45),
+    "fsync": (74, 82),
+    "fdatasync": (75, 83),
+    "pwrite64": (18, 68),
+    "sendfile": (40, 71),
+    "setpgid": (109, 154),
+    "getpgid": (121, 155),
+    "getsid": (124, 156),
+    "getgroups": (115, 158),
+    "getresuid": (118, 148),
+    "getresgid": (120, 150),
+    "statfs": (137, 43),
+    "fstatfs": (138, 44),
+    "fadvise64": (221, 223),
+    "mkdirat": (258, 34),
+    "unlinkat": (263, 35),
+    "linkat": (265, 37),
+    "symlinkat": (266, 36),
+    "fchmodat": (268, 53),
+    "fchownat": (260, 54),
+    "utimensat": (280, 88),
+    "fallocate": (285, 47),
+    "renameat2": (316, 276),
+    "copy_file_range": (326, 285),
+    "getxattr": (191, 8),
+    "lgetxattr": (192, 9),
+    "fgetxattr": (193, 10),
+    "listxattr": (194, 11),
+    "llistxattr": (195, 12),
+    "flistxattr": (196, 13),
+}
+_SHELL_X86_64_ONLY = {"rename": 82, "mkdir": 83, "rmdir": 84, "link": 86, "unlink": 87, "symlink": 88, "chmod": 90}
+_SET_ATTRIBUTES = {"x86_64": (188, 189, 190), "aarch64": (5, 6, 7)}  # refused as file systems without them do
 _FORKS = {"fork": 57, "vfork": 58}  # x86_64; elsewhere they are clone
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS TIOCGWINSZ FIONREAD FIONBIO FIONCLEX FIOCLEX
 _FCNTLS = (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)  # no F_SETOWN, F_SETSIG, F_NOTIFY: they send signals
@@ -149,9 +194,22 @@ def machine() -> Machine:
     return MACHINES[architecture()]
 
 
-def program(name: str, forks: bool) -> bytes:
-    """The filter for the machine of this name, as an array of struct sock_filter; `forks` allows new processes."""
-    return _packed([*_native(name), *_search(_ranges(_leaves(name, forks), _REFUSE))])
+def program(name: str, forks: bool, files: bool = False) -> bytes:
+    """The filter for the machine of this name, as an array of struct sock_filter.
+
+    `forks` allows new processes, `files` what a shell needs besides: to start programs, and to change files.
+    """
+    leaves = _leaves(name, forks)
+    if files:
+        leaves |= dict.fromkeys(_shell_numbers(name), _ALLOWED)
+        leaves |= dict.fromkeys(_SET_ATTRIBUTES[name], _answer(0x00050000 | errno.EOPNOTSUPP))
+    return _packed([*_native(name), *_search(_ranges(leaves, _REFUSE))])
+
+
+def _shell_numbers(name: str) -> set[int]:
+    own = set(_SHELL_X86_64_ONLY.values()) | {264} if name == "x86_64" else {38}  # and renameat
+    column = 0 if name == "x86_64" else 1
+    return own | {number for numbers in _SHELL_CALLS.values() if (number := numbers[column]) is not None}
 
 
 def in_two(name: str, forks: bool) -> tuple[bytes, bytes]:

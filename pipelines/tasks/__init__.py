@@ -27,6 +27,7 @@ __all__ = [
 
 UNJUDGED = "none"  # rows that no program can judge: nothing checks their answers, and evaluate refuses them
 
+_REPLAY = "pipelines.environments.replay"  # whose verifiers run programs where the task's environment does
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -57,8 +58,8 @@ VERIFIERS: dict[str, Entry] = {
     "json_schema": Entry("pipelines.tasks.json_schema"),
     "json_schema_strict": Entry("pipelines.tasks.json_schema", "strict"),
     "reasoning_gym": Entry("pipelines.tasks.reasoning", needs="reasoning_gym"),
-    "environment": Entry("pipelines.environments.replay"),
-    "environment_strict": Entry("pipelines.environments.replay", "strict"),
+    "environment": Entry(_REPLAY),
+    "environment_strict": Entry(_REPLAY, "strict"),
 }
 
 
@@ -91,7 +92,9 @@ def is_isolated(task: Task, name: str | None = None) -> bool:
 def runs_programs(task: Task, name: str | None = None) -> bool:
     """Whether its verify runs what a model wrote, and so takes as long as the sandbox allows."""
     entry = _entry(task, name or task.verify, field_of(name))
-    return entry is not None and entry.sandboxed
+    if entry is None or task.environment is None or entry.module != _REPLAY:
+        return entry is not None and entry.sandboxed
+    return importlib.import_module("pipelines.environments").runs_programs(task.environment)
 
 
 def preloaded(task: Task, name: str | None = None) -> list[str]:

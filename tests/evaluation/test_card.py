@@ -134,6 +134,9 @@ WITH_CARD = [
     "mbpp",
     "arithmetic",
     "reasoning_gym",
+    "database",
+    "notebook",
+    "shell",
     "extraction",
     "bank",
 ]
