@@ -18,6 +18,7 @@ ACCURACY_ONLY = tuple(
 
 def run_stages(temporary: Path, overrides: Sequence[str], stages: Sequence[str]) -> Mapping[str, float]:
     """Wall seconds of each stage; all that they write lies in `temporary`."""
+    temporary.mkdir(exist_ok=True)
     words = [f"paths.{name}={temporary / name}" for name in ("rows", "adapters", "outputs")]
     store = {"MLFLOW_TRACKING_URI": f"sqlite:///{temporary / 'mlflow.db'}"}
     timed = {}

@@ -133,6 +133,8 @@ def _package(file: str) -> tuple[str, ...]:
 
 
 def _method(file: str) -> dict[str, Any]:
+    if file.startswith("distillation/"):
+        return _read(CONF / file)
     return {"adapter": _read(CONF / file)} if file.startswith("adapter/") else {}
 
 

@@ -18,12 +18,14 @@ from pipelines.errors import Stopped, UserError
 STAGES = {
     "prepare": "sources -> rows: train, validation, heldout, with a manifest",
     "sft": "rows -> adapter, by supervised fine-tuning",
+    "generate": "rows + teacher -> rows: what the teacher answers, kept where it is right",
+    "distill": "rows + teacher (+ adapter) -> the student's adapter",
     "grpo": "rows + adapter -> adapter, by reinforcement learning with the task's verifier as reward",
     "evaluate": "rows + subjects -> scores of base, adapter, version or endpoint on the held-out rows",
     "package": "adapter + scores -> registered model version",
     "promote": "version + gate -> alias moved, or a refusal on record (exit code 3)",
     "compare": "past evaluations of one held-out set -> leaderboard",
-    "finetune": "the flow: prepare, sft (and grpo), evaluate, package, promote; one run with a child run for each",
+    "finetune": "the flow: prepare, sft (distill, grpo), evaluate, package, promote; one run with a child run for each",
 }
 
 USAGE = """usage: python -m pipelines STAGE [key=value ...]     (also: tunesmith STAGE ...)

@@ -51,7 +51,7 @@ def sweep(stage: str, jobs: Sequence[Composed]) -> None:
 def _check_ahead(stage: str, config: Config) -> None:
     """What later stages need beside rows and models is looked at first: training would be in vain without it."""
     stages = config.flow if stage == "finetune" else [stage]
-    if {"prepare", "grpo", "evaluate"} & set(stages):
+    if {"prepare", "generate", "grpo", "evaluate"} & set(stages):
         from pipelines.verification.precheck import check as check_verifiers
 
         check_verifiers(config, audited="grpo" in stages)

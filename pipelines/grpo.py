@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.schema import Config
-from pipelines.dataset.questions import FILE as QUESTIONS
-from pipelines.dataset.questions import fingerprints, read_questions, write_fingerprints
+from pipelines.dataset.questions import write_questions
 from pipelines.dataset.row import Row
 from pipelines.dataset.rows import read_rows
 from pipelines.environments.tools import environment_class
 from pipelines.errors import UserError
 from pipelines.policy.base import end_tokens, load_tokenizer, template_switches
+from pipelines.policy.lengths import prompt_lengths
 from pipelines.policy.order import like_length
-from pipelines.policy.template import render
 from pipelines.product import Product
 from pipelines.progress import meter, say
 from pipelines.rewards.pass_rates import Sampler, in_band
@@ -46,7 +45,9 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     settings = method.settings_of(config, work)
     rows = _rows(config, inputs["rows"])
     tokenizer = load_tokenizer(config.model)
-    lengths = _lengths(config, tokenizer, rows, settings.max_completion_length)
+    lengths = prompt_lengths(
+        config.model, tokenizer, rows, settings.max_completion_length, "grpo.trainer.max_completion_length"
+    )
     run.input(config.task.name, inputs["rows"].file(f"{SPLIT}.jsonl"), inputs["rows"].about["digests"][SPLIT], SPLIT)
     say(
         f"  {len(rows):,} prompts of at most {max(lengths.values())} tokens, {settings.num_generations} answers to each"
@@ -60,7 +61,9 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
                 config, settings, (tokenizer, rows, lengths, scorer, checked), inputs.get("adapter"), work, run
             )
             _told(checked, run)
-    _write_questions(work, rows, inputs.get("adapter"))
+    parent = inputs.get("adapter")
+    # Evaluation refuses held-out rows that were trained on, here or in the adapter that this one goes on from.
+    write_questions(work, rows, parent.folder if parent else None)
     return made
 
 
@@ -75,22 +78,6 @@ def _rows(config: Config, rows: Product) -> list[Row]:
             "set task.environment"
         )
     return found
-
-
-def _lengths(config: Config, tokenizer: Any, rows: list[Row], limit: int) -> dict[str, int]:
-    """Tokens of each row's prompt, by the row's id. Raises UserError where the longest leaves no room for an answer."""
-    switches = template_switches(config.model)
-    prompts = render(tokenizer, [row.prompt for row in rows], [row.tools for row in rows], switches, prompt=True)
-    lengths = [len(prompt) for prompt in prompts]
-    tokens = max(lengths)
-    longest = lengths.index(tokens)
-    if tokens + limit > config.model.context_length:
-        raise UserError(
-            f"{rows[longest].source}: row {rows[longest].id} has a prompt of {tokens} tokens; with "
-            f"grpo.trainer.max_completion_length={limit} that is over the {config.model.context_length} tokens of "
-            f"{config.model.name}'s context; lower it, or drop long rows with prepare.max_length"
-        )
-    return {row.id: length for row, length in zip(rows, lengths, strict=True)}
 
 
 @contextlib.contextmanager
@@ -135,7 +122,7 @@ def _train(
     made = hand_over(config, trainer, tokenizer, fitted, work)
     rollouts.remove()
     run.metrics({"grpo/train_seconds": fitted.seconds, "grpo/steps": fitted.steps})
-    return made | {"recipe": config.grpo.recipe, "parent": _named(parent) if parent else None}
+    return made | {"recipe": config.grpo.recipe, "parent": parent.named() if parent else None}
 
 
 def _worth_asking(
@@ -208,10 +195,6 @@ class Sink:
             log_episode(self.run, batch.records(self.run.id)[number])
 
 
-def _named(parent: Product) -> dict[str, str]:
-    return {"digest": parent.digest, "run_id": parent.run_id, "folder": str(parent.folder)}
-
-
 def _log_rollouts(rollouts: Rollouts, history: Sequence[Mapping[str, float]], work: Path, run: Run) -> None:
     """What was generated and how it was rewarded, also where training ended early."""
     table = rollouts.gather(work / FILE)
@@ -232,11 +215,3 @@ def _told(checked: Verification, run: Run) -> None:
     if counts.failed:
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.kinds.most_common())
         say(f"  {counts.failed:,} of {counts.total:,} answers have no verdict ({kinds}): no reward, and nothing learnt")
-
-
-def _write_questions(work: Path, rows: list[Row], parent: Product | None) -> None:
-    """Evaluation refuses held-out rows that were trained on here, or in the adapter that this one goes on from."""
-    known = fingerprints(rows)
-    if parent is not None and parent.file(QUESTIONS).exists():
-        known |= read_questions(parent.file(QUESTIONS))
-    write_fingerprints(work, known)

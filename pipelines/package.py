@@ -96,12 +96,24 @@ def _lineage(config: Config, adapter: Product, scores: Product, model_digest: st
         "adapter.stage": str(adapter.made_by["stage"]),
         "adapter.parent": str((adapter.about.get("parent") or {}).get("digest")),
         "adapter.run": adapter.run_id,
+        "adapter.generated": str(adapter.about.get("generated")),
         "scores.digest": scores.digest,
         "scores.run": scores.run_id,
         "model.digest": model_digest,
         "config.digest": digest_of(config.model_dump()),
         "seed": str(config.seed),
+        **_taught(adapter),
     } | {name: value for name, value in source_tags().items() if name.startswith(("git.", "lock."))}
+
+
+def _taught(adapter: Product) -> dict[str, str]:
+    """Whom the adapter learnt from, and under which licences."""
+    teachers = adapter.about.get("teachers", [])
+    if not teachers:
+        return {}
+    named = [str(teacher.get("digest") or teacher.get("endpoint")) for teacher in teachers]
+    licenses = sorted({teacher["license"]["id"] for teacher in teachers})
+    return {"teachers": ", ".join(named), "teachers.licenses": ", ".join(licenses)}
 
 
 def _headline(scores: Product) -> dict[str, str]:

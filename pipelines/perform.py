@@ -1,5 +1,6 @@
 """How a stage is run: reused where nothing changed, else made in a run of its own and published."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,21 @@ def run_stage(stage: Stage, config: Config, inputs: dict[str, Product]) -> Produ
         products.discard(work)
     with started(stage.name, {"stage": stage.name, "fingerprint": fingerprint}) as run:
         made = _make(stage, config, inputs, work, run)
+        if stage.kind == "adapter":
+            made["teachers"] = teachers_of(made, inputs)
         made_by = {"run_id": run.id, "stage": stage.name, "fingerprint": fingerprint}
         product = products.publish(work, folder, stage.kind, made_by, made)
         run.tags({"product.kind": product.kind, "product.digest": product.digest, "product.folder": folder})
         run.file(product.file(products.MANIFEST))
     say(f"{stage.name}: done, {_shown(folder)} (run {run.id})")
     return product
+
+
+def teachers_of(made: Mapping[str, Any], inputs: Mapping[str, Product]) -> list[dict[str, Any]]:
+    """Whoever was learnt from on the way to a product: its own teacher, and those of what it was made of."""
+    abouts = [made, *(given.about for given in inputs.values())]
+    named = [teacher for about in abouts for teacher in (about.get("teacher"), *about.get("teachers", [])) if teacher]
+    return [teacher for number, teacher in enumerate(named) if teacher not in named[:number]]
 
 
 def _make(stage: Stage, config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:

@@ -38,6 +38,10 @@ class Product:
     def file(self, name: str) -> Path:
         return self.folder / name
 
+    def named(self) -> dict[str, str]:
+        """As the manifest of what is made of it names it."""
+        return {"digest": self.digest, "run_id": self.run_id, "folder": str(self.folder)}
+
 
 def partial(folder: Path) -> Path:
     """Where a stage writes before its product is published; kept across a killed run.

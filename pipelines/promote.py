@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.schema import Config, Rule
+from pipelines.config.schema import Config, Gate, Rule
 from pipelines.errors import Refused
 from pipelines.product import Product
 from pipelines.progress import say
@@ -41,6 +41,7 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     version = _version(config, inputs)
     scores = json.loads(registry.fetch(version, "artifacts/scores.json").read_text(encoding="utf-8"))
     rulings = [judge(name, rule, scores["metrics"]) for name, rule in config.gate.rules.items()]
+    rulings += teachers_ruling(config.gate, version)
     passed = all(ruling.passed for ruling in rulings)
     decision = {
         "model": version.uri,
@@ -81,6 +82,18 @@ def judge(name: str, rule: Rule, metrics: dict[str, float]) -> Ruling:
     usable = value is not None and math.isfinite(value) and abs(value) < LARGEST
     passed = usable and BOUNDS[rule.bound](value or 0.0, rule.value)
     return Ruling(name, rule.metric, f"{SIGNS[rule.bound]} {rule.value:g}", value, bool(passed), rule.reason)
+
+
+def teachers_ruling(gate: Gate, version: Version) -> list[Ruling]:
+    """Whether the licences of all that the version learnt from are among those that the gate allows."""
+    allowed, found = gate.teacher_licenses, version.tags.get("teachers.licenses", "")
+    if allowed is None or not found:
+        return []
+    named = found.split(", ")
+    refused = [name for name in named if name not in allowed]
+    asked = f"<= 0, outside {', '.join(allowed)}" + (f"; got {', '.join(refused)}" if refused else "")
+    reason = "what a teacher wrote may be learnt from only as its licence allows"
+    return [Ruling("teacher_licenses", "licences of teachers", asked, float(len(refused)), not refused, reason)]
 
 
 def _version(config: Config, inputs: dict[str, Product]) -> Version:

@@ -14,6 +14,7 @@ from pipelines.product import Product
 from pipelines.tracking.source import code_digest
 
 FINGERPRINT_LENGTH = 12
+COUNTS_AS = {"rows": ("rows", "generated")}  # what a teacher wrote are rows like any other
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Stage:
     def maker(self, config: Config, kind: str) -> "Stage":
         """Who makes that input: the last stage of the flow that makes such, and that comes before this one."""
         before = config.flow[: config.flow.index(self.name)] if self.name in config.flow else config.flow
-        return next(STAGES[name] for name in reversed(before) if STAGES[name].kind == kind)
+        makers = [stage for stage in STAGES.values() if stage.kind == kind]
+        return next((STAGES[name] for name in reversed(before) if STAGES[name].kind == kind), makers[0])
 
 
 STAGES = {
@@ -50,6 +52,18 @@ STAGES = {
     for stage in (
         Stage("prepare", "rows", ("seed", "task", "prepare", "verifier"), ()),
         Stage("sft", "adapter", ("seed", "model", "adapter", "compute", "sft"), ("rows",)),
+        Stage(
+            "generate",
+            "generated",
+            ("seed", "task", "model", "compute", "teacher", "generate", "verifier"),
+            ("rows",),
+        ),
+        Stage(
+            "distill",
+            "adapter",
+            ("seed", "task", "model", "adapter", "compute", "teacher", "distill"),
+            ("rows", "adapter", "generated"),
+        ),
         Stage(
             "grpo", "adapter", ("seed", "task", "model", "adapter", "compute", "grpo", "verifier"), ("rows", "adapter")
         ),
@@ -88,8 +102,11 @@ def place(stage: Stage, config: Config, fingerprint: str) -> Path:
     """The folder of the product, named after what it is and what decides it."""
     model = "" if stage.name == "prepare" else f"-{config.model.name}-{config.adapter.name}"
     name = f"{config.task.name}{model}-{fingerprint[:FINGERPRINT_LENGTH]}"
+    if stage.kind == "generated":
+        name = f"{config.task.name}-by-{config.teacher.kind}-{fingerprint[:FINGERPRINT_LENGTH]}"
     roots = {
         "rows": Path(config.paths.rows),
+        "generated": Path(config.paths.rows),
         "adapter": Path(config.paths.adapters),
     }
     root = roots.get(stage.kind, Path(config.paths.outputs) / stage.kind)
@@ -110,7 +127,7 @@ def named_input(stage: Stage, config: Config, name: str) -> Product | None:
     if given is None:
         return None
     found = products.load(resolve(given))
-    if found.kind != name:
+    if found.kind not in COUNTS_AS.get(name, (name,)):
         raise UserError(f"{stage.name}.{name}: expected a folder of kind {name}, {given} is of kind {found.kind}")
     return found
 

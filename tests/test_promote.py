@@ -7,8 +7,10 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipelines.config.compose import compose
 from pipelines.config.schema import Rule
-from pipelines.promote import judge
+from pipelines.promote import judge, teachers_ruling
+from pipelines.tracking.registry import Version
 from tests.conftest import World
 
 
@@ -62,3 +64,39 @@ def test_refusal_exits_3_leaves_the_alias_and_is_on_record(finished: World, caps
 def test_a_model_that_is_not_there_is_named(uri: str, finished: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert finished.run("promote", f"promote.model={uri}") == 2
     assert "promote.model: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("licenses", "allowed", "passed"),
+    [
+        ("MIT", ["MIT", "Apache-2.0"], True),
+        ("MIT, other", ["MIT", "Apache-2.0"], False),
+        ("other", [], False),
+        ("other", None, None),
+        ("", ["MIT"], None),
+    ],
+)
+def test_licences_of_teachers(licenses: str, allowed: list[str] | None, passed: bool | None) -> None:
+    version = Version("x", "1", {"teachers.licenses": licenses} if licenses else {})
+    gate = compose([]).config.gate.model_copy(update={"teacher_licenses": allowed})
+    rulings = teachers_ruling(gate, version)
+    assert [ruling.passed for ruling in rulings] == ([] if passed is None else [passed])
+    if passed is False:
+        assert "other" in str(rulings[0])
+
+
+def test_a_teacher_whose_licence_is_not_allowed_keeps_a_version_back(
+    finished: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mlflow.set_tracking_uri(finished.store)
+    name = finished.folder.name
+    number = MlflowClient().get_model_version_by_alias(name, "staging").version
+    MlflowClient().set_model_version_tag(name, number, "teachers.licenses", "no-derivatives")
+    try:
+        asked = f"promote.model=models:/{name}/{number}"
+        assert finished.run("promote", asked, "promote.to=champion") == 3
+        assert "fails teacher_licenses" in capsys.readouterr().err
+        assert "champion" not in MlflowClient().get_registered_model(name).aliases
+        assert finished.run("promote", asked, "gate.teacher_licenses=[no-derivatives]") == 0
+    finally:
+        MlflowClient().delete_model_version_tag(name, number, "teachers.licenses")

@@ -341,13 +341,15 @@ def train_tokenizer(texts: Iterator[str], size: int) -> Tokenizer:
 def make_tokenizer(recipe: Recipe, corpus: Corpus, out: Path) -> PreTrainedTokenizerBase:
     """Train the tokenizer, or take the one the recipe names, and save it."""
     if recipe.get("tokenizer"):
-        tok = AutoTokenizer.from_pretrained(DATA.parent / recipe["tokenizer"])
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copyfile(DATA.parent / recipe["tokenizer"] / name, out / name)
+        tok = AutoTokenizer.from_pretrained(out)
     else:
         core = train_tokenizer(tokenizer_texts(corpus), recipe["vocab_size"])
         tok = PreTrainedTokenizerFast(tokenizer_object=core, pad_token=PAD, eos_token=END, extra_special_tokens=[START])
         tok.model_max_length = recipe["model"]["max_position_embeddings"]
         tok.chat_template = (HERE / "chat_template.jinja").read_text(encoding="utf-8")
-    tok.save_pretrained(out)
+        tok.save_pretrained(out)
     check_template(tok)
     return tok
 
@@ -447,9 +449,10 @@ def step(
     optimizers: list[torch.optim.Optimizer],
     batch: tuple[torch.Tensor, torch.Tensor],
     scale: float,
+    autocast: bool,
 ) -> float:
     """Take one optimizer step and return the loss."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         loss = row_loss(model, *batch)
     torch.autograd.backward(loss)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -468,7 +471,7 @@ def train_model(model: Qwen3ForCausalLM, batches: Iterator[list[Ids]], train: Re
     while seen < train["tokens"]:
         batch = next(batches)
         scale = lr_scale(max(seen, 1) / train["tokens"], train)
-        loss = step(model, optimizers, collate(batch, pad, train["prompt_weight"]), scale)
+        loss = step(model, optimizers, collate(batch, pad, train["prompt_weight"]), scale, train.get("autocast", True))
         seen, steps = seen + sum(len(ids) for ids, _ in batch), steps + 1
         if steps % 50 == 0:
             print(

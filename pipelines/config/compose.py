@@ -22,7 +22,22 @@ from pipelines.config.schema import Config, SourceFields, SubjectFields
 from pipelines.config.validate import check_unresolved, valid_keys, validate
 from pipelines.errors import UserError
 
-BLOCK_FILES = ("source", "subject", "prepare", "sft", "grpo", "verifier", "evaluate", "package", "promote", "compare")
+BLOCK_FILES = (
+    "source",
+    "subject",
+    "prepare",
+    "sft",
+    "grpo",
+    "teacher",
+    "generate",
+    "distill",
+    "verifier",
+    "evaluate",
+    "package",
+    "promote",
+    "compare",
+)
+CHOSEN = ("adapter.peft", "distill.trainer")  # mappings whose keys depend on what is chosen
 _SHORT = re.compile(r"^(\+\+|\+|~)?eval\.")
 # Names of a user's own, whose fields are completed from a file of defaults.
 _COMPLETED = re.compile(r"(task\.sources|evaluate\.subjects)\.[^.=]+\.(\w+)=")
@@ -158,6 +173,8 @@ def _origin(overrides: list[Override], choices: dict[str, str], conf: Path) -> C
             return f"conf/experiment/{choices['experiment']}.yaml"
         if key.startswith("grpo.") and _sets(conf, "recipe", choices, key.removeprefix("grpo.")):
             return f"conf/recipe/{choices['recipe']}.yaml"
+        if _sets(conf, "distillation", choices, key):
+            return f"conf/distillation/{choices['distillation']}.yaml"
         return _file(key.split(".")[0], choices)
 
     return origin
@@ -228,7 +245,7 @@ def _unknown_override(override: Override, overrides: list[Override], cause: str,
     block, _, name = key.rpartition(".")
     groups = [path.name for path in conf.iterdir() if path.is_dir()]
     chosen = [o.input_line for o in overrides if o.key_or_group in groups]
-    valid = valid_keys(block, _hydra(chosen, conf)) if block == "adapter.peft" else valid_keys(block, {})
+    valid = valid_keys(block, _hydra(chosen, conf)) if block in CHOSEN else valid_keys(block, {})
     if name in valid and override.is_delete():
         return f"{key}: nothing to remove, it isn't set or is null (in the command line)"
     if name in valid and override.is_add():

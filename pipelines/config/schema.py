@@ -6,19 +6,20 @@ refused, and types are strict: `"3"` is no number and `1` is no boolean.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Text = Annotated[str, Field(min_length=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]
-
-
-class Block(BaseModel):
-    """A mapping in the configuration: frozen, strict, no unknown key."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
+from pipelines.config.block import (
+    Block,
+    Count,
+    EndpointFields,
+    Length,
+    License,
+    Name,
+    Quantization,
+    Share,
+    Text,
+)
+from pipelines.config.teaching import FROM_GENERATED, Distill, Generate, Teacher
 
 SOURCE_KINDS = ("path", "hub", "sql", "traces", "rows", "generate")
 Shape = Literal[
@@ -35,7 +36,6 @@ Shape = Literal[
 PiiKind = Literal[
     "EMAIL_ADDRESS", "PHONE_NUMBER", "CREDIT_CARD", "IBAN_CODE", "IP_ADDRESS", "US_SSN", "URL", "CRYPTO", "MAC_ADDRESS"
 ]
-Length = Annotated[int, Field(ge=0)]
 
 
 # --- task ---------------------------------------------------------------------------------------
@@ -168,14 +168,6 @@ class Task(Block):
 # --- model, adapter, compute --------------------------------------------------------------------
 
 
-class License(Block):
-    """SPDX identifier or the community licence's name, with its conditions in a sentence."""
-
-    id: Text
-    conditions: Text | None
-    url: Text | None
-
-
 class Thinking(Block):
     """The chat template's switch for thinking and the value used here."""
 
@@ -216,14 +208,6 @@ class Model(Block):
     chat: Chat
     targets: Targets
     learning_rate: Annotated[float, Field(gt=0, lt=1)]
-
-
-class Quantization(Block):
-    """bitsandbytes 4-bit settings of the base model."""
-
-    bnb_4bit_quant_type: Literal["nf4", "fp4"]
-    bnb_4bit_use_double_quant: bool
-    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"]
 
 
 class Adapter(Block):
@@ -549,30 +533,6 @@ class Verifier(Block):
     sandbox: Sandbox
 
 
-class EndpointFields(Block):
-    """An OpenAI-compatible endpoint: where it is, how it is asked, and what it may cost.
-
-    `at` is its address up to `/v1`, `api_key` reads `env:NAME`. Prices are US dollars per million tokens;
-    nothing is sent that could go over `spending_limit` dollars.
-    """
-
-    at: Text | None
-    model: Text | None
-    api_key: Annotated[str, Field(pattern=r"^env:[A-Za-z_][A-Za-z0-9_]*$")] | None
-    concurrency: Count
-    timeout_s: Annotated[float, Field(gt=0)]
-    retries: Length
-    price_in: Annotated[float, Field(ge=0)] | None
-    price_out: Annotated[float, Field(ge=0)] | None
-    spending_limit: Annotated[float, Field(gt=0)] | None
-
-    @model_validator(mode="after")
-    def _limit_needs_prices(self) -> "EndpointFields":
-        if self.spending_limit is not None and (self.price_in is None or self.price_out is None):
-            raise ValueError("spending_limit needs price_in and price_out")
-        return self
-
-
 class SubjectFields(EndpointFields):
     """What is judged.
 
@@ -757,9 +717,10 @@ class Rule(Block):
 
 
 class Gate(Block):
-    """A promotion policy: every rule must pass."""
+    """A promotion policy: every rule must pass, and every teacher's licence be among `teacher_licenses` (null: any)."""
 
     name: Name
+    teacher_licenses: list[Text] | None
     rules: dict[str, Rule] = Field(min_length=1)
 
 
@@ -787,7 +748,7 @@ class Config(Block):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     reuse: bool
-    flow: list[Literal["prepare", "sft", "grpo", "evaluate", "package", "promote"]]
+    flow: list[Literal["prepare", "generate", "sft", "distill", "grpo", "evaluate", "package", "promote"]]
     tracking: Tracking
     paths: Paths
     source: SourceFields
@@ -800,6 +761,9 @@ class Config(Block):
     prepare: Prepare
     sft: Sft
     grpo: Grpo
+    teacher: Teacher
+    generate: Generate
+    distill: Distill
     verifier: Verifier
     evaluate: Evaluate
     package: Package
@@ -808,16 +772,40 @@ class Config(Block):
 
     @model_validator(mode="after")
     def _flow_is_a_way(self) -> "Config":
-        whole = ("prepare", "sft", "grpo", "evaluate", "package", "promote")
-        allowed = [[stage for stage in whole if stage != without] for without in ("", "grpo", "sft")]
-        if list(self.flow) not in allowed:
-            ways = "prepare, sft or grpo or both, evaluate, package, promote"
+        whole = ("prepare", "generate", "sft", "distill", "grpo", "evaluate", "package", "promote")
+        needed = {"prepare", "evaluate", "package", "promote"}
+        if list(self.flow) != [stage for stage in whole if stage in self.flow] or not needed <= set(self.flow):
+            ways = "prepare, then of generate, sft, distill and grpo what is to be run, then evaluate, package, promote"
             raise ValueError(f"flow: expected {ways}, in this order, got {', '.join(self.flow)}")
+        if not {"sft", "distill", "grpo"} & set(self.flow):
+            raise ValueError("flow: expected one of sft, distill and grpo, which make an adapter")
+        for name, before in (("distill", {"sft"}), ("grpo", {"sft", "distill"})):
+            stage: Distill | Grpo = getattr(self, name)
+            alone = name in self.flow and not before & set(self.flow)
+            if alone and stage.start == "adapter" and stage.adapter is None:
+                raise ValueError(
+                    f"flow: without {' or '.join(sorted(before))} before it, {name} needs "
+                    f"{name}.start=base or {name}.adapter"
+                )
+        self._distils()
         if self.grpo.pass_rate.samples is not None and (self.task.environment or self.grpo.asynchronous):
             raise ValueError(
                 "grpo.pass_rate.samples: episodes in an environment, and asynchronous training, have no pass rates "
                 "beforehand; set it to null"
             )
-        if "sft" not in self.flow and self.grpo.start == "adapter" and self.grpo.adapter is None:
-            raise ValueError("flow: without sft, grpo needs grpo.start=base or grpo.adapter")
         return self
+
+    def _distils(self) -> None:
+        """Raises ValueError where the flow's teacher, or what it wrote, would be missing."""
+        learns = self.distill.method in FROM_GENERATED
+        if "distill" in self.flow and learns and "generate" not in self.flow and self.distill.generated is None:
+            raise ValueError(
+                f"flow: distill.method {self.distill.method} needs generate before it, or distill.generated"
+            )
+        if "generate" in self.flow and not ("distill" in self.flow and learns):
+            raise ValueError(
+                "flow: generate is for distill with a method that learns from what it wrote: "
+                + " or ".join(FROM_GENERATED)
+            )
+        if self.teacher.kind is None and ("generate" in self.flow or ("distill" in self.flow and not learns)):
+            raise ValueError("teacher.kind: the flow has a teacher; set teacher.kind and teacher.at")

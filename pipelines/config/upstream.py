@@ -13,13 +13,24 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, StringConstraints, TypeAdapter
 
 # The files that hold each class with its bases, relative to the installed package.
 SOURCES: dict[str, tuple[str, ...]] = {
     "SFTConfig": ("trl/trainer/sft_config.py", "trl/trainer/base_config.py", "transformers/training_args.py"),
     "GRPOConfig": ("trl/trainer/grpo_config.py", "trl/trainer/base_config.py", "transformers/training_args.py"),
+    "DistillationConfig": (
+        "trl/trainer/distillation_config.py",
+        "trl/trainer/base_config.py",
+        "transformers/training_args.py",
+    ),
+    "GOLDConfig": (
+        "trl/experimental/gold/gold_config.py",
+        "trl/trainer/sft_config.py",
+        "trl/trainer/base_config.py",
+        "transformers/training_args.py",
+    ),
     "LoraConfig": ("peft/tuners/lora/config.py", "peft/config.py"),
     "IA3Config": ("peft/tuners/ia3/config.py", "peft/config.py"),
     "PrefixTuningConfig": ("peft/tuners/prefix_tuning/config.py", "peft/config.py"),
@@ -49,6 +60,7 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "max_completion_length": (Ge(1),),
     "temperature": (Gt(0),),
     "beta": (Ge(0),),
+    "lmbda": (Ge(0), Le(1)),
     "epsilon": (Gt(0),),
     "epsilon_high": (Gt(0),),
     "num_iterations": (Ge(1),),

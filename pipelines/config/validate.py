@@ -7,8 +7,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipelines.config import upstream
+from pipelines.config.block import Block
 from pipelines.config.nearest import did_you_mean, nearest
-from pipelines.config.schema import Block, Config, SourceFields, SubjectFields
+from pipelines.config.schema import Config, SourceFields, SubjectFields
 from pipelines.errors import UserError
 
 Origin = Callable[[str], str]
@@ -20,7 +21,8 @@ PEFT_CLASSES = {
     "p_tuning": "PromptEncoderConfig",
 }
 
-TRAINERS = {"sft.trainer": "SFTConfig", "grpo.trainer": "GRPOConfig"}
+TRAINERS = {"sft.trainer": "SFTConfig", "grpo.trainer": "GRPOConfig", "distill.trainer": "DistillationConfig"}
+OF_METHOD = {"sequence": "SFTConfig", "stored_logits": "SFTConfig", "cross_tokenizer": "GOLDConfig"}
 
 # Settings that another field of ours decides: two homes for one value would disagree one day.
 _TRAINER = {
@@ -47,6 +49,20 @@ OWNED: dict[str, dict[str, str]] = {
         "log_completions_hub_repo": "grpo.show",
         "chat_template_kwargs": "model.chat.thinking",
         "max_tool_calling_iterations": "task.max_turns",
+        "eval_strategy": "the stage evaluate",
+        "do_eval": "the stage evaluate",
+    },
+    "distill.trainer": _TRAINER
+    | {
+        "teacher_model_name_or_path": "teacher.at",
+        "teacher_model_revision": "teacher.at",
+        "teacher_model_init_kwargs": "teacher",
+        "teacher_tokenizer_name_or_path": "teacher.at",
+        "log_completions": "never",
+        "chat_template_kwargs": "model.chat.thinking",
+        "max_tool_calling_iterations": "task.max_turns",
+        "completion_only_loss": "distill.method",
+        "assistant_only_loss": "distill.method",
         "eval_strategy": "the stage evaluate",
         "do_eval": "the stage evaluate",
     },
@@ -83,8 +99,10 @@ def validate(container: Mapping[str, Any], origin: Origin) -> Config:
     Raises UserError with one line for each mistake.
     """
     config = check_schema(container, origin)
-    given = {"sft.trainer": config.sft.trainer, "grpo.trainer": config.grpo.trainer}
-    problems = [line for path, values in given.items() for line in _block(path, TRAINERS[path], values, origin)]
+    given = {path: getattr(config, path.partition(".")[0]).trainer for path in TRAINERS}
+    problems = [
+        line for path, values in given.items() for line in _block(path, trainer_class(path, container), values, origin)
+    ]
     problems += _block("adapter.peft", PEFT_CLASSES[config.adapter.method], config.adapter.peft, origin)
     # The rules between fields rely on each having its type.
     if problems := problems or [*_cross_checks(config, origin)]:
@@ -114,12 +132,19 @@ def check_unresolved(container: Mapping[str, Any], origin: Origin) -> None:
 
 
 def _trainer_lines(container: Mapping[str, Any], origin: Origin) -> Iterator[str]:
-    for path, cls in TRAINERS.items():
+    for path in TRAINERS:
         block = container.get(path.split(".")[0])
         trainer = block.get("trainer") if isinstance(block, Mapping) else None
         if isinstance(trainer, Mapping):
             values = {name: value for name, value in trainer.items() if not _is_reference(value)}
-            yield from _block(path, cls, values, origin)
+            yield from _block(path, trainer_class(path, container), values, origin)
+
+
+def trainer_class(path: str, container: Mapping[str, Any]) -> str:
+    """Whose settings the mapping at `path` holds: for distill.trainer, the method's."""
+    block = container.get(path.split(".")[0])
+    method = block.get("method") if path == "distill.trainer" and isinstance(block, Mapping) else None
+    return OF_METHOD.get(str(method), TRAINERS[path])
 
 
 def _is_reference(value: object) -> bool:
@@ -152,7 +177,7 @@ def _over(container: Mapping[str, Any], block: str, field: str, defaults: str) -
 def valid_keys(block: str, config: Mapping[str, Any]) -> list[str]:
     """Names that may stand under a dotted path, for suggestions; empty where anything may."""
     if block in TRAINERS:
-        return _free(block, TRAINERS[block])
+        return _free(block, trainer_class(block, config))
     if block == "adapter.peft":
         method = config.get("adapter", {}).get("method", "lora")
         return _free("adapter.peft", PEFT_CLASSES.get(method, "LoraConfig"))

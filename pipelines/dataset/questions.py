@@ -22,13 +22,14 @@ def fingerprints(rows: Iterable[Row]) -> set[str]:
     return {fingerprint(row) for row in rows}
 
 
-def write_questions(folder: Path, rows: Iterable[Row]) -> Path:
-    """Writes the fingerprints of the rows' questions, each once, in order, one a line."""
-    return write_fingerprints(folder, fingerprints(rows))
+def write_questions(folder: Path, rows: Iterable[Row], earlier: Path | None = None) -> Path:
+    """Writes the fingerprints of the rows' questions, each once, in order, one a line.
 
-
-def write_fingerprints(folder: Path, known: set[str]) -> Path:
-    """The same for fingerprints that are there already."""
+    `earlier` is the folder of what is trained on: its questions are written too, where it tells them.
+    """
+    known = fingerprints(rows)
+    if earlier is not None and (earlier / FILE).exists():
+        known |= read_questions(earlier / FILE)
     path = folder / FILE
     path.write_text("".join(f"{found}\n" for found in sorted(known)), encoding="ascii")
     return path

@@ -128,8 +128,8 @@ class Audit:
     truncated: list[str]
     lengths: list[int]
 
-    def problems(self, max_truncated: int) -> list[str]:
-        """Why the run must not start, one line a kind."""
+    def problems(self, max_truncated: int, stage: str = "sft") -> list[str]:
+        """Why the run must not start, one line a kind; `stage` is whose settings are named."""
         kinds = {
             "rows where no token is trained": self.nothing_trained,
             "rows whose end of turn is not trained: the model would not learn to stop": self.end_untrained,
@@ -139,8 +139,9 @@ class Audit:
         found = [f"{len(ids)} {kind}: {_some(ids)}" for kind, ids in kinds.items() if ids]
         if len(self.truncated) > max_truncated:
             found.append(
-                f"{len(self.truncated)} rows whose answer sft.trainer.max_length cuts, "
-                f"sft.audit.max_truncated_answers allows {max_truncated}: {_some(self.truncated)}"
+                f"{len(self.truncated)} rows whose answer {stage}.trainer.max_length cuts, "
+                f"{'sft.audit.max_truncated_answers' if stage == 'sft' else stage} allows {max_truncated}: "
+                f"{_some(self.truncated)}"
             )
         return found
 

@@ -11,26 +11,26 @@ PROBE = 8  # tokens of each row
 TOLERANCE = 1e-4  # of the largest logit
 
 
-def check_packing(config: Config) -> None:
+def check_packing(config: Config, field: str = "sft.trainer") -> None:
     """Refuses, by field and before anything is loaded, a packing that splits rows or lets them see each other."""
-    trainer = config.sft.trainer
+    trainer = getattr(config, field.partition(".")[0]).trainer
     packing = trainer.get("packing", False)
     if trainer.get("padding_free") and not packing:
-        raise UserError("sft.trainer.padding_free: rows without padding are packed here; use sft.trainer.packing=true")
+        raise UserError(f"{field}.padding_free: rows without padding are packed here; use {field}.packing=true")
     if trainer.get("eval_packing") not in (None, packing):
-        raise UserError("sft.trainer.eval_packing: validation rows are packed as the others are; set packing alone")
+        raise UserError(f"{field}.eval_packing: validation rows are packed as the others are; set packing alone")
     if not packing:
         return
     if trainer.get("max_length") is None:
-        raise UserError("sft.trainer.max_length: packing needs the length of a sequence, got null")
+        raise UserError(f"{field}.max_length: packing needs the length of a sequence, got null")
     if trainer.get("shuffle_dataset"):
-        raise UserError("sft.trainer.shuffle_dataset: packing sorts rows by length; the sampler shuffles sequences")
+        raise UserError(f"{field}.shuffle_dataset: packing sorts rows by length; the sampler shuffles sequences")
     strategy = trainer.get("packing_strategy", "bfd")
     if strategy != "bfd":
-        raise UserError(f"sft.trainer.packing_strategy: {strategy} cuts rows in two; use bfd")
+        raise UserError(f"{field}.packing_strategy: {strategy} cuts rows in two; use bfd")
     if config.adapter.method in PROMPT_METHODS:
         raise UserError(
-            f"sft.trainer.packing: {config.adapter.method} puts its prompt before a sequence, not before each row of "
+            f"{field}.packing: {config.adapter.method} puts its prompt before a sequence, not before each row of "
             "it; use packing=false"
         )
 
@@ -59,7 +59,7 @@ def padding(packed: Any, max_length: int) -> float:
     return 1 - sum(map(sum, packed["seq_lengths"])) / (len(packed) * max_length)
 
 
-def check_apart(trainer: Any) -> None:
+def check_apart(trainer: Any, field: str = "sft.trainer") -> None:
     """Two rows through the trainer's own collator and model: another first row must change nothing in the second.
 
     Raises UserError where it does: the model's class or attention then reads over the border between rows.
@@ -69,7 +69,7 @@ def check_apart(trainer: Any) -> None:
     if not changed <= TOLERANCE * largest:
         base = trainer.model.get_base_model()
         raise UserError(
-            f"sft.trainer.packing: with compute.attn_implementation={base.config._attn_implementation} "
+            f"{field}.packing: with compute.attn_implementation={base.config._attn_implementation} "
             f"{type(base).__name__} lets packed rows see each other; use packing=false"
         )
 

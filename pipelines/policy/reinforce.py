@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel
 from trl import GRPOConfig, GRPOTrainer
 
 from pipelines.config.schema import Config
 from pipelines.dataset.row import Row
 from pipelines.errors import UserError
 from pipelines.policy import adapter as adapters
-from pipelines.policy.base import load_base, template_switches
-from pipelines.policy.fit import CHECKPOINTS, START, Fitted, fit, newest_checkpoint, trainer_settings
-from pipelines.policy.memory import keep_freed
+from pipelines.policy.base import template_switches
+from pipelines.policy.fit import Fitted, fit, newest_checkpoint, trainer_settings
+from pipelines.policy.learner import begin, load_learner, peft_of
 from pipelines.policy.shared_prompt import SharedPromptTrainer, can_share
-from pipelines.policy.start import fit_quantization_error, on_top, save_start
 from pipelines.policy.tool_parsing import ready_for_tools
 from pipelines.product import Product
 from pipelines.progress import say
@@ -60,10 +58,7 @@ def load_policy(config: Config, settings: GRPOConfig, parent: Product | None) ->
     Raises UserError for what can't be trained.
     """
     _check_method(config, settings, parent)
-    if config.compute.device == "cpu":
-        keep_freed()
-    base = load_base(config.model, config.adapter, config.compute)
-    return base if parent is None else on_top(base, config.model, parent)
+    return load_learner(config, parent)
 
 
 def build_trainer(
@@ -75,7 +70,6 @@ def build_trainer(
     if asked.environment is not None:
         ready_for_tools(tokenizer)
         settings.max_tool_calling_iterations = (config.task.max_turns or 1) - 1
-    fresh = not isinstance(policy, PeftModel)
     shared = can_share(settings, policy)
     trainer = (SharedPromptTrainer if shared else GRPOTrainer)(
         model=policy,
@@ -83,13 +77,10 @@ def build_trainer(
         reward_funcs=list(asked.rewards),
         train_dataset=_dataset(asked),
         processing_class=tokenizer,
-        peft_config=adapters.peft_config(config.adapter, config.model) if fresh else None,
+        peft_config=peft_of(config, policy),
         environment_factory=asked.environment,
     )
-    if fresh:
-        _begin(config, trainer.model, work)
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    say(f"  {config.adapter.name}{'' if fresh else ', trained on'}: {trainable:,} parameters to train")
+    begin(config, policy, trainer.model, work)
     say(f"  prompts are computed {'once for all of their answers' if shared else 'anew for each of their answers'}")
     return trainer
 
@@ -104,15 +95,6 @@ def reinforce(trainer: GRPOTrainer, begin_at: Callable[[int, Sequence[Mapping[st
         begin_at(0, [])
     per_step = args.generation_batch_size // steps_at_once(args)
     return fit(trainer, log, per_step, steps_at_once(args))
-
-
-def _begin(config: Config, model: Any, work: Path) -> None:
-    """What a new adapter's start needs, and a look at what the adapter reached."""
-    if adapters.starts_from_quantization_error(config.adapter):
-        fit_quantization_error(model, config.model)
-    if adapters.changes_base(config.adapter) and not (work / CHECKPOINTS).exists():
-        save_start(model, work / START)
-    adapters.check_attached(model, config.adapter, config.model)
 
 
 def _dataset(asked: Asked) -> Dataset:

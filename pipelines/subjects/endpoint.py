@@ -1,26 +1,30 @@
 """An OpenAI-compatible endpoint as a subject: many requests at once, each row's failure its own."""
 
 import asyncio
+import hashlib
 import json
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.config.schema import EndpointFields
+from pipelines.config.block import EndpointFields
 from pipelines.dataset.row import Message
 from pipelines.errors import Unreachable, UserError
 from pipelines.progress import say
 from pipelines.subjects import completion
 from pipelines.subjects.background import drain
+from pipelines.subjects.cache import Answer, Cache, key_of
 from pipelines.subjects.completion import Asking, Completion
 from pipelines.subjects.spending import Spending
 from pipelines.subjects.subject import Done, Question, Reply
@@ -31,6 +35,14 @@ LONGEST_RETRY_AFTER_S = 60.0
 SECRET_LENGTH = 12  # keys of servers without a lock, such as EMPTY, are words that an answer may hold
 GIVE_UP_AFTER = 25  # rows in a row that got nothing out of the server, all their retries included
 
+LONGEST_PROBE_S = 5.0  # between two looks whether a server is back
+FEWEST_RETRIES = 2  # of a request that broke while a server that is waited for was there
+OVER_LIMIT = "spending limit of"
+
+T = TypeVar("T")
+Speak = Callable[[Question, int], Reply]  # asks a question, for the try of that number, and waits
+
+_HELLO = Question([{"role": "user", "content": "Hi"}])
 _RETRIED = (408, 429)
 _UNDERSTOOD = ("answered", "wordless")
 
@@ -50,6 +62,7 @@ class Outcome:
     latency_s: float | None = None
     retry_after_s: float = 0.0
     tries: int = 1
+    cost: float | None = None
 
     @property
     def again(self) -> bool:
@@ -66,15 +79,31 @@ class Outcome:
         return self.reason if self.tries == 1 else f"{self.reason} ({self.tries} tries)"
 
 
+@dataclass(frozen=True, slots=True)
+class Recalled(Reply):
+    """An answer that lay in the cache: nothing was sent, and nothing is paid."""
+
+
 class Endpoint:
     """POST {at}/chat/completions, `concurrency` requests at once, with retries and an account of what they cost.
 
     `field` is where the configuration names it, such as `evaluate.subjects.api`. Raises UserError where the fields
     name no address, no model, or a key that the environment lacks. The key stands in no message and no record.
+
+    With `patience_s` a server that is away is waited for so long, instead of giving rows up. Answers that are in
+    `cache` are not asked for again, and those that come are kept there.
     """
 
-    def __init__(self, fields: EndpointFields, field: str, first_pause_s: float = FIRST_PAUSE_S) -> None:
+    def __init__(
+        self,
+        fields: EndpointFields,
+        field: str,
+        first_pause_s: float = FIRST_PAUSE_S,
+        patience_s: float | None = None,
+    ) -> None:
         self.field, self.fields, self.first_pause_s = field, fields, first_pause_s
+        self.patience_s = patience_s
+        self.cache: Cache | None = None
         base = _address(fields.at, field)
         self.at = str(base.copy_with(query=None, fragment=None)).rstrip("/")
         self.url = base.copy_with(path=f"{base.path.rstrip('/')}/chat/completions")
@@ -85,7 +114,7 @@ class Endpoint:
         self.spending = Spending(fields.spending_limit, fields.price_in, fields.price_out)
         self.refused: list[str] = []  # optional fields that the server takes no request with
         self._seen: dict[str, set[str]] = {"reported model": set(), "system fingerprint": set()}
-        self._checked = False
+        self.checked = False
 
     def __repr__(self) -> str:
         return f"Endpoint({self.field}: {self.model} at {self.at})"
@@ -110,28 +139,23 @@ class Endpoint:
         Raises Unreachable where nothing answers, UserError where what answers wants another key, knows no such
         model or isn't OpenAI-compatible.
         """
-        if self._checked:
+        if self.checked:
             return
-        question = Question([{"role": "user", "content": "Hi"}])
-        asking = Asking(max_new_tokens=1)
 
-        async def work(put: Callable[[Outcome], None]) -> None:
+        async def work(put: Callable[[None], None]) -> None:
             async with self._client(1) as client:
-                put(await _Session(self, client, asking).tries(0, question, insists=False))
+                await _Session(self, client, Asking(max_new_tokens=1)).check()
 
-        outcomes: list[Outcome] = []
-        drain(work, outcomes.append)
-        (outcome,) = outcomes
-        if outcome.kind not in _UNDERSTOOD:
-            raise _mistake(self, outcome)
-        self._checked = True
+        drain(work, lambda _: None)
 
     def ask(self, questions: Sequence[Question], asking: Asking, done: Done) -> list[Reply]:
         """The replies in the order of the questions; a row that fails is a reply with an error.
 
-        The first call checks the endpoint and raises what `check` does.
+        The first call checks the endpoint and raises what `check` does; with a cache, the first question that isn't
+        in it does so.
         """
-        self.check()
+        if self.cache is None:
+            self.check()
         width = 1 if asking.alone else min(self.fields.concurrency, max(len(questions), 1))
 
         async def work(put: Callable[[tuple[int, Reply]], None]) -> None:
@@ -155,6 +179,36 @@ class Endpoint:
         found = [replies[position] for position in range(len(questions))]
         self._say_what_all_share(found)
         return found
+
+    def converse(self, talks: Sequence[Callable[[Speak], T]], asking: Asking, take: Callable[[int, T], None]) -> None:
+        """Conversations, `concurrency` of them at once: as soon as one has ended the next begins.
+
+        A talk is called in a thread of its own, with a function that asks and waits; `take` is given its number and
+        what it returns, in the caller's thread, as they come. A sample's seed depends on the question and the number
+        of the try alone. Raises what `check` does before the first request, and Unreachable where the server stays
+        away for longer than `patience_s`.
+        """
+        if self.cache is None:
+            self.check()
+        width = min(self.fields.concurrency, max(len(talks), 1))
+
+        async def work(put: Callable[[tuple[int, T]], None]) -> None:
+            turn, loop = iter(enumerate(talks)), asyncio.get_running_loop()
+            threads = ThreadPoolExecutor(width, "talks")
+            async with self._client(width) as client:
+                bridge = _Bridge(_Session(self, client, asking), loop)
+
+                async def worker() -> None:
+                    for number, talk in turn:
+                        put((number, await loop.run_in_executor(threads, talk, bridge.speak)))
+
+                try:
+                    await asyncio.gather(*[worker() for _ in range(width)])
+                finally:
+                    bridge.closed.set()
+                    threads.shutdown(wait=False, cancel_futures=True)
+
+        drain(work, lambda item: take(*item))
 
     def asker(
         self, max_new_tokens: int, done: Done = lambda count: None
@@ -197,15 +251,44 @@ class _Session:
     def __init__(self, endpoint: Endpoint, client: httpx2.AsyncClient, asking: Asking) -> None:
         self.endpoint, self.client, self.asking = endpoint, client, asking
         self._dead_in_a_row = 0
+        self._door = asyncio.Lock()
+        self._back_at = -1.0
 
-    async def row(self, position: int, question: Question) -> Reply:
-        """The reply to a question, or its error."""
+    async def row(self, position: int, question: Question, number: int = 0) -> Reply:
+        """The reply to a question, or its error; with a cache, what lies there for the try of that number."""
+        cache = self.endpoint.cache
+        if cache is None:
+            return await self._asked(position, question)
+        body = completion.request(self.endpoint.model, question, self.asking, position)
+        key = key_of(self.endpoint.at, body, number)
+        if known := cache.find(key):
+            return Recalled(known.text, None, known.finished, known.prompt_tokens, known.num_tokens, cost=0.0)
+        await self.check()
+        reply = await self._asked(position, question)
+        if reply.text is not None:
+            cache.put(key, Answer(reply.text, reply.finished, reply.prompt_tokens, reply.num_tokens, reply.cost))
+        return reply
+
+    async def check(self) -> None:
+        """Asks for one token, unless something was understood before. Raises what `Endpoint.check` does."""
+        async with self._door:
+            if self.endpoint.checked:
+                return
+            first = _Session(self.endpoint, self.client, Asking(max_new_tokens=1))
+            outcome = await first.tries(0, _HELLO, insists=False)
+            if outcome.kind not in _UNDERSTOOD:
+                raise _mistake(self.endpoint, outcome)
+            self.endpoint.checked = True
+
+    async def _asked(self, position: int, question: Question) -> Reply:
         if self._dead_in_a_row >= GIVE_UP_AFTER:
             return Reply(None, error=f"not sent: the {GIVE_UP_AFTER} rows before had all failed")
         outcome = await self.tries(position, question)
-        self._dead_in_a_row = self._dead_in_a_row + 1 if outcome.dead else 0
+        self._dead_in_a_row = self._dead_in_a_row + 1 if outcome.dead and self.endpoint.patience_s is None else 0
         if self._dead_in_a_row == GIVE_UP_AFTER:
             say(f"  {self.endpoint.field}: given up after {GIVE_UP_AFTER} rows in a row failed: {outcome.error}")
+        if outcome.kind == "wordless" and self.endpoint.cache is not None:
+            return Reply("", finished=False, cost=outcome.cost)  # it is paid for, so it is kept
         if outcome.found is None:
             return Reply(None, error=outcome.error)
         found = outcome.found
@@ -220,16 +303,61 @@ class _Session:
         )
 
     async def tries(self, position: int, question: Question, insists: bool = True) -> Outcome:
-        """The last outcome of up to `retries` + 1 tries; unless one `insists`, a closed door is not tried again."""
+        """The last outcome of up to `retries` + 1 tries; unless one `insists`, a closed door is not tried again.
+
+        Tries while a server that is waited for was away don't count.
+        """
         body = completion.request(self.endpoint.model, question, self.asking, position)
-        for done in range(self.endpoint.fields.retries + 1):
+        waits = insists and self.endpoint.patience_s is not None
+        failed = tries = 0
+        while True:
+            begun, tries = time.monotonic(), tries + 1
             outcome = await self._in_its_words(body)
-            last = done == self.endpoint.fields.retries or (outcome.kind == "closed" and not insists)
-            if last or not outcome.again:
+            if not outcome.again or (outcome.kind == "closed" and not insists):
                 break
-            chosen = pause_s(self.endpoint.first_pause_s, done, f"{self.asking.seed} {position}")
+            if waits and outcome.dead and await self._was_away(begun, outcome):
+                continue
+            least = FEWEST_RETRIES if waits and outcome.dead else 0
+            if failed >= max(self.endpoint.fields.retries, least):
+                break
+            chosen = pause_s(self.endpoint.first_pause_s, failed, f"{self.asking.seed} {position}")
+            failed += 1
             await asyncio.sleep(max(chosen, outcome.retry_after_s))
-        return replace(outcome, tries=done + 1)
+        return replace(outcome, tries=tries)
+
+    async def _was_away(self, begun: float, outcome: Outcome) -> bool:
+        """Waits for the server, if it is away; whether it was. Raises Unreachable where patience runs out.
+
+        One request asks for a token again and again while all others wait.
+        """
+        endpoint, patience_s = self.endpoint, self.endpoint.patience_s or 0.0
+        async with self._door:
+            if begun < self._back_at:
+                return True
+            looks, since, reason = 0, time.monotonic(), outcome.reason
+            while (found := await self._look()).dead:
+                reason = found.reason
+                if looks == 0:
+                    say(f"  {endpoint.field}: {endpoint.at} is away ({reason}); waiting {patience_s:g} s at most")
+                left_s = patience_s - (time.monotonic() - since)
+                if left_s <= 0:
+                    raise Unreachable(
+                        f"{endpoint.field}.at: {endpoint.at} has been away for {endpoint.field}.patience_s="
+                        f"{patience_s:g} seconds: {reason}; what it has answered is kept, start again when it is back"
+                    )
+                pause = pause_s(endpoint.first_pause_s, looks, "look")
+                await asyncio.sleep(min(pause, LONGEST_PROBE_S, left_s))
+                looks += 1
+            if looks:
+                self._back_at = time.monotonic()
+                say(f"  {endpoint.field}: {endpoint.at} is back after {self._back_at - since:.0f} s")
+            return looks > 0
+
+    async def _look(self) -> Outcome:
+        """What becomes of a request for one token."""
+        asking = Asking(max_new_tokens=1)
+        body = completion.request(self.endpoint.model, _HELLO, asking, 0)
+        return await _Session(self.endpoint, self.client, asking)._in_its_words(body)
 
     async def _in_its_words(self, body: Mapping[str, Any]) -> Outcome:
         """The request without what the server refuses; a refusal that this mends is remembered."""
@@ -250,11 +378,11 @@ class _Session:
         spending = self.endpoint.spending
         worst = spending.cost(completion.most_prompt_tokens(body), self.asking.max_new_tokens) or 0.0
         if not await spending.reserve(worst):
-            return Outcome("limit", f"spending limit of ${spending.limit:g} reached")
+            return Outcome("limit", f"{OVER_LIMIT} ${spending.limit:g} reached")
         cost = worst  # also of a request that nobody waited for to its end
         try:
             outcome, cost = await self._once(body, worst)
-            return outcome
+            return replace(outcome, cost=None if spending.price_in is None else cost)
         finally:
             spending.settle(worst, cost)
 
@@ -298,6 +426,33 @@ class _Session:
             return Outcome("garbled", str(error)), charged
         self.endpoint.saw(found)
         return Outcome("answered", found=found, latency_s=latency_s), charged
+
+
+class _Bridge:
+    """Lets threads ask in a session, whose loop runs in another one."""
+
+    def __init__(self, session: _Session, loop: asyncio.AbstractEventLoop) -> None:
+        self._session, self._loop = session, loop
+        self.closed = threading.Event()
+
+    def speak(self, question: Question, number: int) -> Reply:
+        """The reply. Raises CancelledError once the session has ended."""
+        if self.closed.is_set():
+            raise CancelledError
+        position = position_of(question, number)
+        asked = asyncio.run_coroutine_threadsafe(self._session.row(position, question, number), self._loop)
+        while True:
+            try:
+                return asked.result(timeout=1.0)
+            except TimeoutError:
+                if self.closed.is_set():  # a loop that has stopped answers nobody
+                    raise CancelledError from None
+
+
+def position_of(question: Question, number: int) -> int:
+    """What a sample's seed is raised by: of a question's tries each differs, whatever else is asked."""
+    told = json.dumps([list(question.messages), list(question.tools or ())], sort_keys=True)
+    return int(hashlib.sha256(told.encode()).hexdigest()[:5], 16) + number
 
 
 @dataclass(frozen=True)

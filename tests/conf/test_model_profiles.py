@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from pipelines.config.schema import Adapter, Block, Compute, Model
+from pipelines.config.block import Block
+from pipelines.config.schema import Adapter, Compute, Model
 from pipelines.errors import UserError
 from pipelines.policy.adapter import check_attached, peft_config
 

@@ -12,6 +12,10 @@ from pipelines.errors import UserError
 
 PATHS = ["task.sources.train.path=train.csv", "task.sources.heldout.path=heldout.csv"]
 REQUIRED = {"my_routing": PATHS, "my_conversations": PATHS, "my_problems": [*PATHS, "task.verify=exact"]}
+REQUIRED |= {
+    "prompted": ['distill.prompt="Think first."'],
+    "distill_generated": ["distillation=sequence"],
+}
 CHOICES = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml"))
 
 
@@ -47,6 +51,8 @@ def test_every_choice_composes(group: str, name: str) -> None:
     composed = compose([f"{group}={name}", *REQUIRED.get(name, [])])
     if group == "recipe":
         assert composed.config.grpo.recipe == name
+    elif group == "distillation":
+        assert composed.config.distill.recipe == name
     elif group != "experiment":
         assert getattr(composed.config, group).name == name
 

@@ -10,6 +10,7 @@ import yaml
 from benchmarks.mutations import GENERATORS_OWN, Mutation, copy, misspell, mutations, run
 from benchmarks.outside import OUTSIDE, pattern_of
 from pipelines.config import upstream
+from pipelines.config.block import Block, License, Quantization
 from pipelines.config.compose import compose
 from pipelines.config.paths import CONF
 from pipelines.config.schema import Config, SourceFields, SubjectFields
@@ -98,6 +99,7 @@ def named(pattern: str) -> str:
     return next((pattern.replace(star, name) for star, name in NAMES.items() if star in pattern), pattern)
 
 
+TEACHERS_OWN: dict[str, type[Block]] = {"license": License, "quantization": Quantization}
 # Fields that no shipped file sets: sources and subjects leave them to their file of defaults, and a user's own names.
 OPTIONAL = {
     pattern: named(pattern)
@@ -107,6 +109,7 @@ OPTIONAL = {
         "prepare.contamination.benchmarks.*.path",
         "prepare.contamination.benchmarks.*.fields",
         "prepare.heldout.shares.*",
+        *(f"teacher.{block}.{field}" for block, model in TEACHERS_OWN.items() for field in model.model_fields),
     )
     if pattern in OUTSIDE and pattern not in {pattern_of(mutation.path) for mutation in ALL}
 }
@@ -116,7 +119,7 @@ OPTIONAL = {
 def test_what_no_file_sets_is_refused_on_the_command_line(pattern: str) -> None:
     path = OPTIONAL[pattern].replace("shares.*", "shares")
     value = {"a": OUTSIDE[pattern], "b": 0.5} if path.endswith("shares") else OUTSIDE[pattern]
-    plus = "+" if "benchmarks" in path else ""
+    plus = "+" if "benchmarks" in path or path.startswith("teacher.") else ""
     given = f"{plus}{path}={json.dumps(value) if isinstance(value, str | list) else str(value).replace(chr(39), '')}"
     with pytest.raises(UserError) as caught:
         compose([given])

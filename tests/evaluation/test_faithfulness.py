@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.config.block import EndpointFields
 from pipelines.config.paths import PROJECT
-from pipelines.config.schema import EndpointFields
 from pipelines.dataset.row import Message
 from pipelines.errors import UserError
 from pipelines.evaluation import faithfulness

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
+from pipelines.config.block import EndpointFields
 from pipelines.config.paths import PROJECT
-from pipelines.config.schema import EndpointFields
 from pipelines.dataset.row import Message
 from pipelines.errors import UserError
 from pipelines.evaluation import judge

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.config.schema import EndpointFields
+from pipelines.config.block import EndpointFields
 from pipelines.dataset.row import Message
 from pipelines.errors import Stopped, Unreachable, UserError
 from pipelines.subjects.endpoint import GIVE_UP_AFTER, Endpoint, EndpointSubject, pause_s, retry_after

@@ -1,0 +1,126 @@
+"""rows + teacher (+ adapter), or what a teacher wrote -> the student's adapter."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.schema import Config
+from pipelines.config.teaching import FROM_GENERATED
+from pipelines.dataset.questions import write_questions
+from pipelines.dataset.row import Row
+from pipelines.dataset.rows import read_rows
+from pipelines.errors import UserError
+from pipelines.policy.base import load_tokenizer, template_switches
+from pipelines.policy.lengths import prompt_lengths
+from pipelines.product import Product
+from pipelines.progress import say
+from pipelines.subjects.teacher import find, loaded
+from pipelines.tracking.pictures import loss_curve
+from pipelines.tracking.run import Run, finite
+
+STAGE = "distill"
+SPLIT = "train"
+LIVE = {"on_policy": "on_policy", "prompted": "on_policy", "cross_tokenizer": "cross_tokenizer"}
+
+Learnt = tuple[dict[str, Any], list[Row]]  # what the manifest says, and the rows that were learnt from
+
+
+def unneeded(config: Config) -> tuple[str, ...]:
+    """The adapter where a new one is trained, and of rows and generated the one that the method doesn't learn from."""
+    without = "rows" if config.distill.method in FROM_GENERATED else "generated"
+    return (without, "adapter") if config.distill.start == "base" else (without,)
+
+
+def files(config: Config) -> Mapping[str, Any]:
+    """The teacher by content, where it is asked here."""
+    return {} if config.distill.method in FROM_GENERATED else find(config).record()
+
+
+def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
+    """Trains the adapter into `work`; returns what its manifest says about it."""
+    learn = _learn_from_written if config.distill.method in FROM_GENERATED else _learn_from_live
+    parent = inputs.get("adapter")
+    made, rows = learn(config, inputs, work, run)
+    # Evaluation refuses held-out rows that were trained on, here or in the adapter that this one goes on from.
+    write_questions(work, rows, parent.folder if parent else None)
+    return made | {"recipe": config.distill.recipe, "parent": parent.named() if parent else None}
+
+
+def _learn_from_live(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> Learnt:
+    """Learning from a teacher that is loaded beside the student."""
+    from pipelines.policy.learner import load_learner
+
+    method = importlib.import_module(f"pipelines.policy.{LIVE[config.distill.method]}")
+    settings = method.settings_of(config, work)
+    rows = _rows(config, inputs["rows"])
+    tokenizer = load_tokenizer(config.model)
+    limit, field = settings.max_completion_length, "distill.trainer.max_completion_length"
+    lengths = prompt_lengths(config.model, tokenizer, rows, limit, field)
+    teacher = find(config)
+    there = loaded(config, teacher)
+    run.input(config.task.name, inputs["rows"].file(f"{SPLIT}.jsonl"), inputs["rows"].about["digests"][SPLIT], SPLIT)
+    say(f"  {len(rows):,} prompts of at most {max(lengths.values())} tokens")
+    student = load_learner(config, inputs.get("adapter"))
+    asked = method.Asked(rows, lengths)
+    trainer = method.build_trainer(config, settings, (student, there), tokenizer, asked, work)
+    made = _fit(config, trainer, tokenizer, method.rows_per_step(settings), work, run)
+    return made | {"teacher": teacher.record(), "generated": None}, rows
+
+
+def _learn_from_written(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> Learnt:
+    """Learning from rows that a teacher wrote, or from the distributions that it left beside them."""
+    from pipelines.policy import imitation, stored_logits
+    from pipelines.policy.learner import load_learner
+
+    generated, place = inputs["generated"], inputs["generated"].file(f"{SPLIT}.jsonl")
+    settings = imitation.settings_of(config, STAGE, work)
+    rows = imitation.rows_to_imitate(place, STAGE)
+    tokenizer = load_tokenizer(config.model)
+    examples = imitation.encode_answers(tokenizer, rows, template_switches(config.model))
+    audited = imitation.audit(config, tokenizer, examples, STAGE, run)
+    run.input(config.task.name, place, generated.about["digests"][SPLIT], SPLIT)
+    stored = None
+    if config.distill.method == "stored_logits":
+        stored = stored_logits.opened(generated.folder / stored_logits.FOLDER, rows, examples, tokenizer)
+    student = load_learner(config, inputs.get("adapter"))
+    if stored is None:
+        trainer = imitation.build_trainer(config, settings, student, tokenizer, {SPLIT: examples}, STAGE)
+    else:
+        trainer = stored_logits.build_trainer(config, settings, student, tokenizer, examples, stored)
+    imitation.check_labels(trainer, audited)
+    made = _fit(config, trainer, tokenizer, imitation.rows_per_step(trainer), work, run)
+    return made | {"teacher": generated.about.get("teacher"), "generated": generated.digest}, rows
+
+
+def _rows(config: Config, rows: Product) -> list[Row]:
+    """The rows that the student is asked. Raises UserError where their answers would be calls of tools."""
+    if config.task.environment is not None:
+        raise UserError(
+            f"distill.method: {config.distill.method} has no episodes in an environment, and task {config.task.name} "
+            f"has {config.task.environment}; let the teacher play them with generate and use distillation=sequence"
+        )
+    place = rows.file(f"{SPLIT}.jsonl")
+    found = read_rows(place)
+    if not found:
+        raise UserError(f"{place}: no rows; distill needs some to ask")
+    if offered := [row for row in found if row.tools]:
+        raise UserError(
+            f"{offered[0].source}: row {offered[0].id} offers tools, and with distill.method "
+            f"{config.distill.method} nothing would answer a call of them; use distillation=sequence"
+        )
+    return found
+
+
+def _fit(config: Config, trainer: Any, tokenizer: Any, rows_per_step: int, work: Path, run: Run) -> dict[str, Any]:
+    from pipelines.policy.fit import fit, hand_over
+
+    fitted = fit(
+        trainer,
+        lambda values, step: run.metrics(finite({f"distill/{name}": v for name, v in values.items()}), step),
+        rows_per_step,
+    )
+    made = hand_over(config, trainer, tokenizer, fitted, work)
+    run.data(loss_curve(fitted.history), "distill/loss.png")
+    run.metrics({"distill/train_seconds": fitted.seconds, "distill/steps": fitted.steps})
+    return made

@@ -1,0 +1,57 @@
+"""Who is trained on: the base that training begins from, and the adapter that it has or gets."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from pipelines.config.schema import Config
+from pipelines.errors import UserError
+from pipelines.policy import adapter as adapters
+from pipelines.policy.base import load_base
+from pipelines.policy.fit import CHECKPOINTS, START
+from pipelines.policy.memory import keep_freed
+from pipelines.policy.packing import PROMPT_METHODS
+from pipelines.policy.start import fit_quantization_error, on_top, save_start
+from pipelines.product import Product
+from pipelines.progress import say
+
+
+def load_learner(config: Config, parent: Product | None) -> Any:
+    """The base, with `parent`'s adapter on it if there is one, to train on. Raises UserError for another base's."""
+    if config.compute.device == "cpu":
+        keep_freed()
+    base = load_base(config.model, config.adapter, config.compute)
+    return base if parent is None else on_top(base, config.model, parent)
+
+
+def peft_of(config: Config, student: Any) -> Any:
+    """The configuration of the adapter that a trainer has to add; None where the student has one."""
+    return None if isinstance(student, PeftModel) else adapters.peft_config(config.adapter, config.model)
+
+
+def begin(config: Config, student: Any, trained: Any, work: Path) -> None:
+    """What the start of a new adapter needs, and a look at what it reached.
+
+    `student` is what `load_learner` gave, `trained` the trainer's model.
+    """
+    fresh = not isinstance(student, PeftModel)
+    if fresh:
+        if adapters.starts_from_quantization_error(config.adapter):
+            fit_quantization_error(trained, config.model)
+        if adapters.changes_base(config.adapter) and not (work / CHECKPOINTS).exists():
+            save_start(trained, work / START)
+        adapters.check_attached(trained, config.adapter, config.model)
+    trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    say(f"  {config.adapter.name}{'' if fresh else ', trained on'}: {trainable:,} parameters to train")
+
+
+def check_reads_weights(config: Config, method: str) -> None:
+    """Raises UserError for adapters that TRL's divergence, which reads the backbone and the head, doesn't see."""
+    if config.adapter.method in PROMPT_METHODS:
+        raise UserError(f"adapter: distill.method {method} trains lora and ia3 adapters, not {config.adapter.method}")
+    if "lm_head" in (config.adapter.peft.get("target_modules") or ()):
+        raise UserError(
+            f"adapter.peft.target_modules: distill.method {method} reads lm_head's own weight, past an adapter on it; "
+            "leave lm_head out"
+        )
