@@ -350,3 +350,55 @@ def test_distributions_of_other_rows_are_refused(
     told = capsys.readouterr().err
     assert "stored.json: the stored distributions are of other rows than those beside it" in told
     assert PROJECT.as_posix() not in told
+
+
+# --- flows --------------------------------------------------------------------------------------
+
+
+def made_by_prepare(world: World) -> products.Product:
+    found = [products.load(path.parent) for path in (world.folder / "rows").glob("*/manifest.json")]
+    return next(one for one in found if one.kind == "rows")
+
+
+def lineage_of(world: World) -> dict[str, str]:
+    """The tags of the version that the flow registered."""
+    mlflow.set_tracking_uri(world.store)
+    tags: dict[str, str] = MlflowClient().get_model_version(world.folder.name, "1").tags
+    return tags
+
+
+def test_a_flow_of_generate_and_distill_registers_whom_it_learnt_from(
+    finished: World, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["generate.keep.verified=false", "generate.answers=2", "generate.max_new_tokens=8"]
+    teacher = ["teacher.kind=adapter", f"teacher.at={finished.product('adapter')}"]
+    flow = ["experiment=distill_generated", "distillation=sequence", *teacher, *asked, *SMALL]
+    assert world.run("finetune", *flow) == 0
+    taught = products.load(finished.product("adapter"))
+    (manifest,) = (world.folder / "rows").glob("*-by-adapter-*/manifest.json")
+    written, tags = products.load(manifest.parent), lineage_of(world)
+    assert (tags["teachers"], tags["teachers.licenses"]) == (taught.digest, "CC-BY-4.0")
+    assert (tags["adapter.generated"], tags["adapter.stage"]) == (written.digest, "distill")
+    assert written.about["rows_digest"] == made_by_prepare(world).digest
+    assert world.run("sft", f"sft.rows={written.folder}") == 0  # rows like any other
+    capsys.readouterr()
+    assert world.run("finetune", *flow, "gate.teacher_licenses=[MIT]") == 3
+    assert "teacher.license: gate staging allows teachers under MIT, and this one's is CC-BY-4.0" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_flow_of_three_trainings_keeps_parents_and_teachers(finished: World, world: World) -> None:
+    teacher = ["teacher.kind=adapter", f"teacher.at={finished.product('adapter')}"]
+    grpo = ["grpo.trainer.max_steps=2", "grpo.trainer.save_steps=2", "grpo.trainer.max_completion_length=8"]
+    batch = ["grpo.trainer.per_device_train_batch_size=16", "grpo.trainer.gradient_accumulation_steps=1"]
+    assert world.run("finetune", "experiment=distill_reinforce", *teacher, *grpo, *batch, *SMALL, SHORT) == 0
+    made = {
+        found.made_by["stage"]: found
+        for found in (products.load(path.parent) for path in (world.folder / "adapters").glob("*/manifest.json"))
+    }
+    assert made["distill"].about["parent"]["digest"] == made["sft"].digest
+    assert made["grpo"].about["parent"]["digest"] == made["distill"].digest
+    assert made["sft"].about["teachers"] == []
+    assert made["grpo"].about["teachers"] == made["distill"].about["teachers"] == [made["distill"].about["teacher"]]
+    assert lineage_of(world)["teachers"] == products.load(finished.product("adapter")).digest

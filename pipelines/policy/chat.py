@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipelines.policy.prefill import only_attends, prefilled
+from pipelines.policy.prefill import only_attends, prefilled, spread
 from pipelines.policy.template import ends_of
 
 LEAVING = 0.25  # the share of a batch that has to have ended before the others go on without it
@@ -248,7 +248,7 @@ def _batch(
     made: list[Made] = [[] for _ in prompts]
     rows = torch.arange(len(prompts), device=model.device)
     repeats = len(prompts) > len({tuple(prompt) for prompt in prompts}) and _may_leave(model) and only_attends(model)
-    before = {"past_key_values": prefilled(model, ids[:, :-1], mask[:, :-1])} if repeats else {}
+    before = {"past_key_values": spread(*prefilled(model, ids[:, :-1], mask[:, :-1]))} if repeats else {}
     hook = inner(model).register_forward_hook(watch.see)
     try:
         while True:

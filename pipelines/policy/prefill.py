@@ -5,6 +5,7 @@ the prompt for each of them. What comes out is the same up to rounding: a prompt
 follows, and gradients reach them through every answer.
 """
 
+import copy
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ def only_attends(model: Any) -> bool:
     return set(getattr(model.config.get_text_config(), "layer_types", None) or ATTENTION) <= ATTENTION
 
 
-def prefilled(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache:
-    """Keys and values of the rows' tokens; equal rows of `ids` and `mask`, both (batch, length), are computed once."""
+def prefilled(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[DynamicCache, torch.Tensor]:
+    """Keys and values of the different rows of `ids` and `mask`, both (batch, length), and which is each row's."""
     length = ids.size(1)
     rows, which = torch.unique(torch.cat([ids, mask], dim=1), dim=0, return_inverse=True)
     cache = DynamicCache(config=model.config.get_text_config())
@@ -34,8 +35,17 @@ def prefilled(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> DynamicCache
             use_cache=True,
             logits_to_keep=1,
         )
-        cache.batch_select_indices(which)
-    return cache
+    return cache, which
+
+
+def spread(cache: DynamicCache, which: torch.Tensor) -> DynamicCache:
+    """A cache with one row for each number in `which`; gradients reach the rows of `cache`."""
+    found = copy.copy(cache)
+    found.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in found.layers:
+        if layer.is_initialized:
+            layer.keys, layer.values = layer.keys[which], layer.values[which]
+    return found
 
 
 def positions(mask: torch.Tensor) -> torch.Tensor:
@@ -48,7 +58,7 @@ def generates_shared(model: Any) -> None:
     plain = model.generate
 
     def generate(input_ids: torch.Tensor, attention_mask: torch.Tensor, **settings: Any) -> Any:
-        cache = prefilled(model, input_ids[:, :-1], attention_mask[:, :-1])
+        cache = spread(*prefilled(model, input_ids[:, :-1], attention_mask[:, :-1]))
         return plain(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, **settings)
 
     model.generate = generate

@@ -1,11 +1,15 @@
 """TRL's GRPOTrainer with a group's prompt computed once (Liu et al. 2025, "Prefix Grouper", section 3)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from trl import GRPOConfig, GRPOTrainer
 
-from pipelines.policy.prefill import generates_shared, only_attends, positions, prefilled
+from pipelines.policy.prefill import generates_shared, only_attends, positions, prefilled, spread
+
+PIECES = 4  # that a batch is scored in, by the length of its answers
 
 
 def can_share(settings: GRPOConfig, model: Any) -> bool:
@@ -15,11 +19,26 @@ def can_share(settings: GRPOConfig, model: Any) -> bool:
 
 
 class SharedPromptTrainer(GRPOTrainer):
-    """One forward pass for each different prompt of a batch, in generation and in the loss."""
+    """One forward pass for each different prompt of a batch, in generation and in the loss.
+
+    Answers of like length are scored together, so little is computed behind their ends; answers that are worth as much
+    as their group's others move nothing, and are scored without a gradient.
+    """
+
+    _idle: torch.Tensor | None = None  # of the batch whose loss is computed: rows that have no gradient
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
         generates_shared(self.model)
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        advantages = inputs["advantages"].reshape(len(inputs["completion_ids"]), -1)
+        self._idle = (advantages == 0).all(dim=1) if self.beta == 0 else None
+        try:
+            loss: torch.Tensor = super()._compute_loss(model, inputs)
+            return loss
+        finally:
+            self._idle = None
 
     def _get_per_token_logps_and_entropies(  # noqa: PLR0913 - the signature is TRL's
         self,
@@ -43,29 +62,42 @@ class SharedPromptTrainer(GRPOTrainer):
                 compute_aux_loss,
                 **images,
             )
-        size = batch_size or len(input_ids)
-        found = [
-            self._scored(model, input_ids[at : at + size], attention_mask[at : at + size], logits_to_keep)
-            for at in range(0, len(input_ids), size)
-        ]
-        entropy = torch.cat([part[1] for part in found]) if compute_entropy else None
-        return torch.cat([part[0] for part in found]), entropy, None
+        size, rows = batch_size or len(input_ids), torch.arange(len(input_ids), device=input_ids.device)
+        idle = (
+            self._idle if self._idle is not None and not self._idle.all() else torch.zeros_like(rows, dtype=torch.bool)
+        )
+        order, found = [], []
+        for moves in (True, False):
+            chosen = rows[idle != moves]
+            with torch.set_grad_enabled(moves and torch.is_grad_enabled()):
+                for part in chosen.split(size) if len(chosen) else ():
+                    for piece, scored in self._scored(model, input_ids[part], attention_mask[part], logits_to_keep):
+                        order.append(part[piece])
+                        found.append(scored)
+        back = torch.cat(order).argsort()
+        entropies = torch.cat([entropy for _, entropy in found])[back] if compute_entropy else None
+        return torch.cat([logps for logps, _ in found])[back], entropies, None
 
-    def _scored(
-        self, model: Any, ids: torch.Tensor, mask: torch.Tensor, kept: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probabilities and entropies of the last `kept` tokens, both (batch, kept)."""
+    def _scored(self, model: Any, ids: torch.Tensor, mask: torch.Tensor, kept: int) -> Iterator[tuple[Any, Any]]:
+        """Rows' numbers, with log-probabilities and entropies of their last `kept` tokens, both (rows, kept)."""
         begin = ids.size(1) - kept - 1  # the prompt's last token is asked for the answer's first
+        lengths = mask[:, begin + 1 :].sum(dim=1)
         with self.accelerator.autocast():
-            cache = prefilled(model, ids[:, :begin], mask[:, :begin])
-            labels = ids.masked_fill(mask == 0, -100)[:, begin:].clone()
-            labels[:, 0] = -100
-            made = model(
-                input_ids=ids[:, begin:],
-                attention_mask=mask,
-                position_ids=positions(mask)[:, begin:],
-                past_key_values=cache,
-                labels=labels,
-                fused_lm_head=True,
-            )
-        return made.log_probs[:, -kept:], made.entropy[:, -kept:]
+            cache, which = prefilled(model, ids[:, :begin], mask[:, :begin])
+            for piece in lengths.argsort(stable=True).tensor_split(PIECES):
+                if not len(piece):
+                    continue
+                end = begin + 1 + max(1, int(lengths[piece].max()))
+                seen = mask[piece, :end]
+                labels = ids[piece, begin:end].masked_fill(seen[:, begin:] == 0, -100)
+                labels[:, 0] = -100
+                made = model(
+                    input_ids=ids[piece, begin:end],
+                    attention_mask=seen,
+                    position_ids=positions(seen)[:, begin:],
+                    past_key_values=spread(cache, which[piece]),
+                    labels=labels,
+                    fused_lm_head=True,
+                )
+                short = kept + begin + 1 - end
+                yield piece, tuple(pad(part, (0, short)) for part in (made.log_probs, made.entropy))

@@ -106,19 +106,54 @@ def test_log_probabilities_entropies_and_gradients_are_trls(
         torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=1e-4)
 
 
-def test_each_prompt_is_computed_once(tmp_path: Path) -> None:
-    made = trainer(SharedPromptTrainer, qwen(), tmp_path)
+def widths(made: Any) -> list[tuple[int, ...]]:
+    """Rows and tokens of every forward pass from now on."""
     seen: list[tuple[int, ...]] = []
     made.model.get_base_model().model.embed_tokens.register_forward_hook(
         lambda _, given, __: seen.append(tuple(given[0].shape))
     )
+    return seen
+
+
+def test_each_prompt_is_computed_once_and_short_answers_without_the_padding_of_long_ones(tmp_path: Path) -> None:
+    made = trainer(SharedPromptTrainer, qwen(), tmp_path)
+    seen = widths(made)
     made._get_per_token_logps_and_entropies(made.model, *batch(), 5)
-    assert seen == [(3, 7), (12, 6)]  # three prompts but their last token; twelve answers behind it
-    seen.clear()
-    made.train()
-    assert (3, 7) not in seen
-    assert any(rows == 3 for rows, _ in seen)
-    assert sum(rows * width for rows, width in seen if rows == 3) > 0
+    # Three prompts but their last token; then twelve answers of one to five tokens, each with that token before it.
+    assert seen == [(3, 7), (3, 2), (3, 3), (3, 5), (3, 6)]
+
+
+@pytest.mark.parametrize("idle", [[0, 1, 2, 5, 7], list(range(12))])
+def test_answers_that_move_nothing_are_scored_all_the_same(idle: list[int], tmp_path: Path) -> None:
+    made = trainer(SharedPromptTrainer, gemma(), tmp_path)
+    ids, mask = batch()
+    scored = mask[:, -5:].bool()
+    weight = torch.linspace(-1, 1, 12)[:, None] * scored
+    weight[idle] = 0
+    found = []
+    for chosen in (None, torch.tensor([number in idle for number in range(12)])):
+        made._idle = chosen
+        made.model.zero_grad()
+        logps, entropies, _ = made._get_per_token_logps_and_entropies(made.model, ids, mask, 5, compute_entropy=True)
+        (logps * weight).sum().backward()
+        gradients = [p.grad.flatten() for p in made.model.parameters() if p.grad is not None]
+        found.append((logps[scored].detach(), entropies[scored].detach(), torch.cat(gradients)))
+        assert logps.grad_fn is not None
+    for plain, without in zip(*found, strict=True):
+        torch.testing.assert_close(without, plain, atol=2e-5, rtol=1e-4)
+
+
+def test_a_loss_says_who_moves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(SharedPromptTrainer, qwen(), tmp_path)
+    told: list[torch.Tensor | None] = []
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", lambda self, model, inputs: told.append(self._idle))
+    inputs = {"advantages": torch.tensor([0.0, 1.0, 0.0]), "completion_ids": torch.ones(3, 2)}
+    made._compute_loss(made.model, inputs)
+    made.beta = 0.1  # the KL to the reference has a gradient for every answer
+    made._compute_loss(made.model, inputs)
+    assert told[0] is not None
+    assert told[0].tolist() == [True, False, True]
+    assert told[1] is None
 
 
 @pytest.mark.parametrize("make", [qwen, gemma])
