@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import distillation_divergence, distillation_endpoint
+from benchmarks import distillation_divergence, distillation_endpoint, distillation_methods
 from benchmarks.flow import ACCURACY, about, run_stages
 from benchmarks.measure import run_parts
 
@@ -50,5 +50,9 @@ def endpoint(temporary: Path) -> Figures:
 PARTS: dict[str, Callable[[Path], Figures]] = {"gain": gain, "divergence": divergence, "endpoint": endpoint}
 
 
+# Left out where no part is named: half an hour.
+LONGER: dict[str, Callable[[Path], Figures]] = {"methods": distillation_methods.measure}
+
+
 if __name__ == "__main__":
-    run_parts(PARTS, sys.argv[1:])
+    run_parts(PARTS | LONGER if sys.argv[1:] else PARTS, sys.argv[1:])

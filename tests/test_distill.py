@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from pipelines import product as products
+from pipelines.config.compose import compose
 from pipelines.config.paths import PROJECT
 from pipelines.dataset.questions import FILE, fingerprints, read_questions
 from pipelines.dataset.row import Row
 from pipelines.dataset.rows import read_rows
 from pipelines.policy import stored_logits
+from pipelines.subjects import teacher as teachers
 from tests.conftest import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -241,6 +243,29 @@ def test_a_stopped_run_goes_on_to_the_same_adapter(
     resumed, uninterrupted = weights(world.product("adapter")), weights(whole.product("adapter"))
     assert resumed.keys() == uninterrupted.keys()
     assert all(bool((resumed[name] == uninterrupted[name]).all()) for name in resumed)
+
+
+def test_a_registered_version_teaches_and_is_named_by_its_content(
+    finished: World, world: World, given: list[str]
+) -> None:
+    version = f"models:/{finished.folder.name}@staging"
+    taught = [*given, "teacher.kind=version", f"teacher.at={version}", SHORT, "distill.trainer.max_steps=2"]
+    assert world.run("distill", *taught) == 0
+    mlflow.set_tracking_uri(finished.store)
+    held = MlflowClient().get_model_version_by_alias(finished.folder.name, "staging")
+    teacher = products.load(world.product("adapter")).about["teacher"]
+    assert teacher["version"] == f"models:/{finished.folder.name}/{held.version}"
+    assert teacher["digest"] == held.tags["model.digest"]
+    assert teacher["license"]["id"] == held.tags["base.license"]
+
+
+def test_a_teacher_in_four_bits_teaches(finished: World, world: World, given: list[str]) -> None:
+    four_bits = "{bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true, bnb_4bit_compute_dtype: float32}"
+    asked = [*given, f"teacher.quantization={four_bits}"]
+    config = compose([*world.overrides(), *asked]).config
+    there = teachers.loaded(config, teachers.find(config))
+    assert "Linear4bit" in {type(module).__name__ for module in there.model.modules()}
+    assert world.run("distill", *asked, SHORT, "distill.trainer.max_steps=2") == 0
 
 
 def test_a_teacher_that_is_told_more_says_something_else(world: World, given: list[str]) -> None:

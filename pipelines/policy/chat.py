@@ -5,7 +5,7 @@ travels with every registered version, this file with it.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -81,7 +81,8 @@ def generate(
     batches = _batches([len(prompt) for prompt in prompts], batch_size, even=learns_a_prompt(model))
     answers: dict[int, Generated] = {}
     for batch in batches:
-        made = _batch(model, tokenizer.pad_token_id, [prompts[i] for i in batch], decoding, stop, ends)
+        given = [prompts[i] for i in batch]
+        made = _batch(model, given, decoding.settings() | _within(decoding.max_new_tokens, ends, tokenizer), stop)
         answers.update(zip(batch, (_answer(tokenizer, row, stop, ends) for row in made), strict=True))
         done(len(batch))
     return [answers[i] for i in range(len(prompts))]
@@ -237,10 +238,23 @@ def _roomy(kind: Any) -> type:
     return _Roomy
 
 
-def _batch(
-    model: Any, pad: int, prompts: Sequence[Sequence[int]], decoding: Decoding, stop: _Stop, ends: list[int]
-) -> list[Made]:
+def tokens_of(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], settings: Mapping[str, Any]
+) -> list[list[int]]:
+    """The tokens of one batch of answers, each up to its end.
+
+    `settings` are those of transformers' `generate`, with `max_new_tokens`, `pad_token_id` and a list `eos_token_id`.
+    """
+    return [[token for token, _ in made] for made in _batch(model, prompts, settings, _Stop(tokenizer, ()))]
+
+
+def _within(max_new_tokens: int, ends: list[int], tokenizer: Any) -> dict[str, Any]:
+    return {"max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": ends}
+
+
+def _batch(model: Any, prompts: Sequence[Sequence[int]], settings: Mapping[str, Any], stop: _Stop) -> list[Made]:
     """What one left-padded batch makes; rows that have ended leave it, so that the others go on faster."""
+    limit, pad, ends = (settings[name] for name in ("max_new_tokens", "pad_token_id", "eos_token_id"))
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
@@ -257,17 +271,14 @@ def _batch(
             ids = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                max_new_tokens=width + decoding.max_new_tokens - ids.shape[1],
                 stopping_criteria=[watch.step],
                 **before,
-                **decoding.settings(),
-                pad_token_id=pad,
-                eos_token_id=ends,
+                **{**settings, "max_new_tokens": width + limit - ids.shape[1]},
             )
             for row, new in zip(rows.tolist(), watch.made(ids), strict=True):
                 made[row] += new
             left = (~watch.ended).nonzero()[:, 0]
-            if ids.shape[1] == width + decoding.max_new_tokens or not len(left):
+            if ids.shape[1] == width + limit or not len(left):
                 break
             mask = torch.nn.functional.pad(mask, (0, len(watch.logprobs)), value=1)
             rows, ids, mask = rows[left], ids[left], mask[left]

@@ -51,14 +51,3 @@ def spread(cache: DynamicCache, which: torch.Tensor) -> DynamicCache:
 def positions(mask: torch.Tensor) -> torch.Tensor:
     """As `generate` counts them: padding on the left doesn't."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
-
-
-def generates_shared(model: Any) -> None:
-    """From now on `model.generate` computes equal prompts of a batch once."""
-    plain = model.generate
-
-    def generate(input_ids: torch.Tensor, attention_mask: torch.Tensor, **settings: Any) -> Any:
-        cache = spread(*prefilled(model, input_ids[:, :-1], attention_mask[:, :-1]))
-        return plain(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, **settings)
-
-    model.generate = generate

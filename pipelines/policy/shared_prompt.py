@@ -6,30 +6,44 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
 
-from pipelines.policy.prefill import generates_shared, only_attends, positions, prefilled, spread
+from pipelines.policy.chat import tokens_of
+from pipelines.policy.prefill import only_attends, positions, prefilled, spread
 
 PIECES = 4  # that a batch is scored in, by the length of its answers
 
 
 def can_share(settings: GRPOConfig, model: Any) -> bool:
     """Whether prompts can be computed apart from answers: one process, no checkpointing, nothing but attention."""
-    plain = settings.cache_implementation is None
+    plain = settings.cache_implementation is None and not settings.deepspeed and not settings.fsdp
     return plain and only_attends(model) and not settings.gradient_checkpointing and settings.world_size == 1
 
 
 class SharedPromptTrainer(GRPOTrainer):
     """One forward pass for each different prompt of a batch, in generation and in the loss.
 
-    Answers of like length are scored together, so little is computed behind their ends; answers that are worth as much
-    as their group's others move nothing, and are scored without a gradient.
+    Answers that have ended leave a generation. Answers of like length are scored together, so little is computed behind
+    their ends; those that are worth as much as their group's others move nothing, and are scored without a gradient.
     """
 
     _idle: torch.Tensor | None = None  # of the batch whose loss is computed: rows that have no gradient
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
-        super().__init__(*arguments, **settings)
-        generates_shared(self.model)
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, multimodal_fields: dict[str, Any], *counts: Any, **further: Any
+    ) -> tuple[list[list[int]], None]:
+        elsewhere = self.use_vllm or self.use_transformers_continuous_batching
+        if elsewhere or multimodal_fields or self.args.generation_kwargs:
+            made: Any = super()._generate_single_turn(prompt_ids, images, multimodal_fields, *counts, **further)
+            return made
+        settings = {**self.generation_kwargs, "eos_token_id": list(self.eos_token_ids)}
+        with (
+            unwrap_model_for_generation(
+                self.model_wrapped, self.accelerator, generation_kwargs=self.generation_kwargs
+            ) as model,
+            torch.no_grad(),
+        ):
+            return tokens_of(model, self._tokenizer, prompt_ids, settings), None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         advantages = inputs["advantages"].reshape(len(inputs["completion_ids"]), -1)

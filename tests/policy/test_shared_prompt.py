@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 from pipelines.config.paths import PROJECT
 from pipelines.policy.base import load_tokenizer_from
 from pipelines.policy.chat import Decoding, generate
-from pipelines.policy.prefill import generates_shared, only_attends
+from pipelines.policy.prefill import only_attends
 from pipelines.policy.shared_prompt import SharedPromptTrainer, can_share
 
 SIZES: dict[str, Any] = {
@@ -51,14 +51,13 @@ def trainer(cls: type[GRPOTrainer], model: Any, folder: Path, **more: Any) -> An
         gradient_checkpointing=False,
         num_generations=4,
         per_device_train_batch_size=12,
-        max_completion_length=6,
         learning_rate=1e-2,
         report_to=[],
         save_strategy="no",
         max_steps=2,
         seed=3,
         disable_tqdm=True,
-        **more,
+        **{"max_completion_length": 6, **more},
     )
     rows = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in ("one", "two and more", "3")])
     return cls(
@@ -157,14 +156,34 @@ def test_a_loss_says_who_moves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("make", [qwen, gemma])
-def test_generation_is_the_same(make: Callable[[], Any]) -> None:
-    model = make().eval()
-    ids = torch.tensor([[0] * (8 - len(p)) + p for p in PROMPTS for _ in range(3)])
-    mask = (ids != 0).long()
-    settings = {"attention_mask": mask, "max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
-    plain = model.generate(input_ids=ids, **settings)
-    generates_shared(model)
-    assert torch.equal(model.generate(input_ids=ids, **settings), plain)
+def test_generation_is_trls(make: Callable[[], Any], tmp_path: Path) -> None:
+    """Greedy: what is drawn hangs on how many are in the batch, and answers that have ended leave it."""
+    asked = [prompt for prompt in PROMPTS for _ in range(4)]
+    found = []
+    for cls in (GRPOTrainer, SharedPromptTrainer):
+        made = trainer(cls, make(), tmp_path, temperature=1e-4)
+        found.append(made._generate_single_turn(asked, None, {}, 4)[0])
+    assert found[0] == found[1]
+    assert len({tuple(tokens) for tokens in found[0]}) == 3
+
+
+def test_an_answer_that_has_ended_is_no_more_computed(tmp_path: Path) -> None:
+    made = trainer(SharedPromptTrainer, qwen(), tmp_path, max_completion_length=40)
+    head = made.model.get_output_embeddings()
+    end = made.eos_token_ids[0]
+
+    def end_often(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
+        logits[..., end] = logits.logsumexp(-1) - 1
+        return logits
+
+    head.register_forward_hook(end_often)
+    seen = widths(made)
+    answers, _ = made._generate_single_turn([PROMPTS[0]] * 40, None, {}, 4)
+    decoded = [rows for rows, width in seen if width == 1]
+    assert all(tokens[-1] == end and end not in tokens[:-1] for tokens in answers if len(tokens) < 40)
+    assert len({len(tokens) for tokens in answers}) > 3
+    assert decoded[0] == 40
+    assert min(decoded) < 10
 
 
 def test_repeated_questions_are_answered_as_single_ones_are() -> None:
