@@ -40,7 +40,7 @@ ENUMS = ("transformers/trainer_utils.py", "transformers/training_args.py", "peft
 # `LoraConfig.init_lora_weights` writes a pattern as a literal.
 NITER, NITER_PATTERN = "pissa_niter_[number of iters]", r"^pissa_niter_\d+$"
 
-# Upstream states ranges in prose only.
+# Upstream states ranges in prose only. A name stands for every class, or behind one for that class alone.
 RANGES: dict[str, tuple[Any, ...]] = {
     "learning_rate": (Gt(0), Lt(1)),
     "num_train_epochs": (Gt(0),),
@@ -56,7 +56,7 @@ RANGES: dict[str, tuple[Any, ...]] = {
     "eval_steps": (Gt(0),),
     "save_steps": (Gt(0),),
     "save_total_limit": (Ge(1),),
-    "num_generations": (Ge(2),),
+    "GRPOConfig.num_generations": (Ge(2),),
     "max_completion_length": (Ge(1),),
     "temperature": (Gt(0),),
     "beta": (Ge(0),),
@@ -90,7 +90,8 @@ def fields(cls: str) -> dict[str, Any]:
 def check(cls: str, name: str, value: object) -> None:
     """Raises pydantic's ValidationError where `value` isn't of the field's type or range."""
     annotated = fields(cls)[name]
-    for bound in RANGES.get(name, ()) if value is not None else ():
+    bounds = RANGES.get(f"{cls}.{name}", RANGES.get(name, ()))
+    for bound in bounds if value is not None else ():
         annotated = Annotated[annotated, bound]
     TypeAdapter(annotated, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
 

@@ -10,14 +10,17 @@ from pydantic import ValidationError
 
 from pipelines.config import upstream
 from pipelines.config.schema import Adapter
-from pipelines.config.validate import OWNED, PEFT_CLASSES
+from pipelines.config.teaching import METHODS
+from pipelines.config.validate import OF_METHOD, OWNED, PEFT_CLASSES, TRAINERS
 
 
 def real(cls: str) -> Any:
     import peft
     import trl
+    import trl.experimental.gold
 
-    return getattr(trl, cls, None) or getattr(peft, cls)
+    found = [getattr(module, cls, None) for module in (trl, trl.experimental.gold, peft)]
+    return next(one for one in found if one is not None)
 
 
 @pytest.mark.parametrize("cls", upstream.SOURCES)
@@ -39,11 +42,12 @@ def test_types_take_the_classes_own_defaults(cls: str) -> None:
 
 def test_methods_are_those_of_the_schema() -> None:
     assert set(PEFT_CLASSES) == set(get_args(Adapter.model_fields["method"].annotation))
-    assert {"SFTConfig", "GRPOConfig", *PEFT_CLASSES.values()} == set(upstream.SOURCES)
+    assert {*TRAINERS.values(), *OF_METHOD.values(), *PEFT_CLASSES.values()} == set(upstream.SOURCES)
+    assert set(OF_METHOD) < set(METHODS)
 
 
 def test_tables_name_existing_fields() -> None:
-    every = set().union(*(upstream.fields(cls) for cls in upstream.SOURCES))
+    every = {name for cls in upstream.SOURCES for field in upstream.fields(cls) for name in (field, f"{cls}.{field}")}
     assert upstream.RANGES.keys() <= every
     assert OWNED["sft.trainer"].keys() <= upstream.fields("SFTConfig").keys()
     assert OWNED["adapter.peft"].keys() <= set().union(*(upstream.fields(cls) for cls in PEFT_CLASSES.values()))
