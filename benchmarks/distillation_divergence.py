@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from pipelines.__main__ import quieten
 from pipelines.config.paths import PROJECT
 from pipelines.dataset.row import Row
 
@@ -31,6 +32,7 @@ SEED = 7
 
 def measure() -> dict[str, float]:
     """The figures; a step's memory is taken in a process of its own."""
+    quieten()
     torch.set_num_threads(2)
     loss, gradient = itself()
     ratio, difference = stored()
@@ -92,7 +94,7 @@ def itself() -> tuple[float, float]:
         found = trainer.compute_loss(trainer.model, batch)
         found.backward()
         grads = [p.grad for p in trainer.model.parameters() if p.grad is not None]
-        loss = max(loss, abs(float(found)))
+        loss = max(loss, abs(found.item()))
         gradient = max(gradient, float(torch.stack([grad.norm() for grad in grads]).norm()))
     return loss, gradient
 
