@@ -290,6 +290,19 @@ def _union_reason(details: list[ErrorDetails]) -> str:
     return f"expected {' or '.join(wanted)}, got {_shown(details[0])}"
 
 
+# A recipe or a method lies over the trainer's settings, whatever these are: a key that only they have tells.
+_BENEATH = {"grpo": "num_generations", "distill": "optim"}
+
+
+def _hidden(config: Config, origin: Origin) -> Iterator[str]:
+    """Settings of a trainer that are no mapping, hidden below those of a recipe."""
+    for block, key in _BENEATH.items():
+        trainer = getattr(config, block).trainer
+        if key not in trainer:
+            place = origin(f"{block}.trainer.{key}")
+            yield f"{block}.trainer: expected a mapping with {key}, got {', '.join(trainer)} (in {place})"
+
+
 def _cross_checks(config: Config, origin: Origin) -> Iterator[str]:
     """Rules between fields of different blocks."""
     trainer = config.sft.trainer
@@ -298,9 +311,7 @@ def _cross_checks(config: Config, origin: Origin) -> Iterator[str]:
             f"sft.trainer.max_length: {trainer['max_length']} is over the {config.model.context_length} tokens of "
             f"{config.model.name}'s context (in {origin('sft.trainer.max_length')})"
         )
-    if "num_generations" not in config.grpo.trainer:  # a recipe lies over the trainer's settings, whatever these are
-        told, place = ", ".join(config.grpo.trainer), origin("grpo.trainer.num_generations")
-        yield f"grpo.trainer: expected a mapping with num_generations, got {told} (in {place})"
+    yield from _hidden(config, origin)
     if (config.grpo.trainer.get("max_completion_length") or 0) >= config.model.context_length:
         yield (
             f"grpo.trainer.max_completion_length: {config.grpo.trainer['max_completion_length']} leaves no room for a "
