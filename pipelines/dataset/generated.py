@@ -21,7 +21,7 @@ _LIBRARY = f"{reasoning.PACKAGE}:"
 # that these leave behind.
 _SHARED = ("texts", "demonstrations")
 _ENVIRONMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "bank": ("rows", ("bank",)),
+    "bank": ("rows", ("bank", *_SHARED)),
     "database": ("database_rows", ("database", *_SHARED)),
     "notebook": ("notebook_rows", ("notebook", "cells", *_SHARED)),
     "shell": ("shell_rows", ("shell", *_SHARED)),

@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines.environments.environment import Tool, tool
-from pipelines.errors import DataError
+from pipelines.environments.texts import seed_of
 
-SEED = "environment_seed"  # of a row's `kept`: what the bank's tables are filled from
 CENTS = 100
 MOST = 1_000_000
 OWN, OTHER = 1, 2  # customers: whom the tools serve, and somebody else
@@ -71,10 +70,7 @@ class Bank:
 
     def reset(self, **row: Any) -> None:
         """Fills the tables from the row's seed. Raises DataError where the row keeps none."""
-        kept = row.get("kept")
-        seed = kept.get(SEED) if isinstance(kept, Mapping) else None
-        if not isinstance(seed, str) or not seed:
-            raise DataError(f"{row.get('source', 'a row')}: kept holds no {SEED}, expected a text, got {seed!r}")
+        seed = seed_of(row)
         drop = "".join(f"DROP TABLE IF EXISTS {table};" for table in reversed(_STATE))
         self._database.executescript(drop + _TABLES)
         for table, values in world(seed).items():

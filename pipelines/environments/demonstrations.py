@@ -1,7 +1,7 @@
 """Rows of a simulated world: questions made from a seed, each with the calls that answer it and what tools answered."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from pipelines.environments.texts import SEED
 from pipelines.errors import UserError
 
 _TRIES = 200  # to make a question that was not asked yet
-Called = tuple[str, dict[str, str]]
+Called = tuple[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,22 @@ class Asked:
     """A question, the calls that look first, those that change the state, and what is said at the end."""
 
     text: str
-    looks: list[Called]
-    goal: list[Called]
+    looks: Sequence[Called]
+    goal: Sequence[Called]
     said: str = "Done."
 
 
 @dataclass(frozen=True)
 class Simulation:
-    """A world's name, what makes it, and its kinds of question: each makes one from the seed of an episode."""
+    """A world's name, what makes it, and its kinds of question: each makes one from the seed of an episode.
+
+    `settings` are names of its own, beside `kinds`, that it has read itself.
+    """
 
     name: str
     make: Callable[[], Environment]
     kinds: Mapping[str, Callable[[str], Asked]]
+    settings: tuple[str, ...] = ()
 
 
 def records(of: Simulation, count: int, seed: int, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -54,9 +58,11 @@ def records(of: Simulation, count: int, seed: int, settings: Mapping[str, Any]) 
 
 
 def _kinds(of: Simulation, settings: Mapping[str, Any]) -> list[str]:
+    known = ("kinds", *of.settings)
     for name in settings:
-        if name != "kinds":
-            raise UserError(f"settings: {of.name} knows kinds, got {name!r}{did_you_mean(str(name), ['kinds'])}")
+        if name not in known:
+            guess = did_you_mean(str(name), known)
+            raise UserError(f"settings: {of.name} knows {' and '.join(known)}, got {name!r}{guess}")
     kinds = settings.get("kinds")
     kinds = list(of.kinds) if kinds is None else kinds
     if not isinstance(kinds, list | tuple) or not kinds:

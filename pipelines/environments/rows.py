@@ -1,29 +1,17 @@
 """Tasks for the bank: questions made from a seed, each with the calls that answer it and the state they lead to."""
 
-import json
+import functools
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.config.nearest import did_you_mean
-from pipelines.environments.bank import CENTS, OWN, SEED, Bank, world
-from pipelines.environments.environment import GOAL, digest
+from pipelines.environments.bank import CENTS, OWN, Bank, world
+from pipelines.environments.demonstrations import Asked, Simulation, records
 from pipelines.errors import UserError
 
 Goal = list[tuple[str, dict[str, int]]]
 MOST_STEPS = 4
-_TRIES = 200  # to make a question that was not asked yet
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question, the calls that change the state, whether one has to look first, and what is said at the end."""
-
-    text: str
-    goal: Goal
-    looks: bool
-    said: str
 
 
 @dataclass
@@ -54,64 +42,27 @@ class Situation:
 
 
 def generate(count: int, seed: int, settings: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Records of shape messages: the question, the demonstration, the tools, answer, label, environment_seed and goal.
+    """Records as `demonstrations.records` makes them.
 
-    `settings`: `kinds`, of KINDS (null: all), each as often as the others; `max_steps`, 2 to MOST_STEPS, the changes
-    that a question of kind several asks for at most. No question is asked twice. Raises UserError for other settings.
+    `settings`: `kinds`, of KINDS (null: all); `max_steps`, 2 to MOST_STEPS, the changes that a question of kind several
+    asks for at most. Raises UserError for other settings.
     """
-    kinds, max_steps = _settings(settings)
-    bank, asked = Bank(), set[str]()
-    for number in range(count):
-        kind = kinds[number % len(kinds)]
-        for attempt in range(_TRIES):
-            environment_seed = f"{seed}-{number}-{attempt}"
-            made = _made(kind, environment_seed, max_steps)
-            if made.text not in asked:
-                break
-        else:
-            raise UserError(f"count: {count:,} is more than there are different questions of kind {kind}")
-        asked.add(made.text)
-        yield _record(bank, kind, environment_seed, made)
-
-
-def _settings(settings: Mapping[str, Any]) -> tuple[list[str], int]:
-    unknown = [name for name in settings if name not in ("kinds", "max_steps")]
-    if unknown:
-        guess = did_you_mean(str(unknown[0]), ["kinds", "max_steps"])
-        raise UserError(f"settings: bank knows kinds and max_steps, got {unknown[0]!r}{guess}")
-    kinds, steps = settings.get("kinds"), settings.get("max_steps", 2)
-    kinds = list(KINDS) if kinds is None else kinds
-    if not isinstance(kinds, list | tuple) or not kinds:
-        raise UserError(f"settings: kinds: expected a list of {', '.join(KINDS)}, got {kinds!r}")
-    for kind in kinds:
-        if kind not in KINDS:
-            raise UserError(f"settings: kinds: expected {', '.join(KINDS)}, got {kind!r}{did_you_mean(kind, KINDS)}")
+    steps = settings.get("max_steps", 2)
     if type(steps) is not int or not 2 <= steps <= MOST_STEPS:
         raise UserError(f"settings: max_steps: expected 2 to {MOST_STEPS}, got {steps!r}")
-    return list(kinds), steps
+    kinds = {name: functools.partial(_made, name, steps) for name in KINDS}
+    yield from records(Simulation("bank", Bank, kinds, ("max_steps",)), count, seed, settings)
 
 
-def _made(kind: str, environment_seed: str, max_steps: int) -> Asked:
+def _made(kind: str, max_steps: int, environment_seed: str) -> Asked:
     tables, rng = world(environment_seed), random.Random(f"question {environment_seed}")
     own = {name: [row for row in tables[name] if row[1] == OWN] for name in ("accounts", "cards")}
     return KINDS[kind](Situation(rng, own["accounts"], own["cards"], max_steps))
 
 
-def _record(bank: Bank, kind: str, environment_seed: str, made: Asked) -> dict[str, Any]:
-    bank.reset(kept={SEED: environment_seed})
-    messages: list[dict[str, Any]] = [{"role": "user", "content": made.text}]
-    for name, arguments in [*([("show", dict[str, int]())] if made.looks else []), *made.goal]:
-        function = {"name": name, "arguments": arguments}
-        call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
-        messages += [call, {"role": "tool", "name": name, "content": bank.call(name, arguments)}]
-    return {
-        "messages": [*messages, {"role": "assistant", "content": made.said}],
-        "tools": bank.tools(),
-        "answer": digest(bank.state()),
-        "label": kind,
-        SEED: environment_seed,
-        GOAL: json.dumps(made.goal),
-    }
+def _asked(text: str, goal: Goal, looks: bool, said: str) -> Asked:
+    """`looks`: whether one has to see the accounts first."""
+    return Asked(text, [("show", {})] if looks else [], goal, said)
 
 
 # --- one function a kind ------------------------------------------------------------------------
@@ -120,14 +71,14 @@ def _record(bank: Bank, kind: str, environment_seed: str, made: Asked) -> dict[s
 def freeze(at: Situation) -> Asked:
     card, _ = at.card()
     text = at.pick("Freeze card {}.", "I lost card {}, block it.", "Please freeze my card {}.", "Card {} was stolen!")
-    return Asked(text.format(card), [("freeze", {"card": card})], looks=False, said="Done.")
+    return _asked(text.format(card), [("freeze", {"card": card})], looks=False, said="Done.")
 
 
 def limit(at: Situation) -> Asked:
     card, before = at.card()
     amount = at.rng.choice([value for value in range(50, 1000, 50) if value != before])
     text = at.pick("Set the limit of card {} to {}.", "Card {} needs a limit of {}.", "Limit card {} to {}, please.")
-    return Asked(text.format(card, amount), [("limit", {"card": card, "amount": amount})], looks=False, said="Done.")
+    return _asked(text.format(card, amount), [("limit", {"card": card, "amount": amount})], looks=False, said="Done.")
 
 
 def more(at: Situation) -> Asked:
@@ -136,7 +87,7 @@ def more(at: Situation) -> Asked:
     by = at.rng.choice([100, 200, 300])
     text = at.pick("Raise the limit of card {} by {}.", "Card {} needs {} more limit.")
     goal: Goal = [("limit", {"card": card, "amount": before + by})]
-    return Asked(text.format(card, by), goal, looks=True, said="Done.")
+    return _asked(text.format(card, by), goal, looks=True, said="Done.")
 
 
 def transfer(at: Situation) -> Asked:
@@ -144,7 +95,7 @@ def transfer(at: Situation) -> Asked:
     amount = at.rng.randint(10, source[4] // CENTS)
     text = at.pick("Move {a} from {s} to {t}.", "Please transfer {a} from {s} to {t}.", "Send {a} to {t} from {s}.")
     asked = text.format(a=amount, s=at.named(source), t=at.named(target))
-    return Asked(asked, _moved(source, target, amount), looks=True, said="Done.")
+    return _asked(asked, _moved(source, target, amount), looks=True, said="Done.")
 
 
 def several(at: Situation) -> Asked:
@@ -163,7 +114,7 @@ def several(at: Situation) -> Asked:
     ]
     chosen = at.rng.sample(steps, count)
     text = " and ".join(part for part, _ in chosen) + "."
-    return Asked(text[0].upper() + text[1:], [call for _, goal in chosen for call in goal], moved in chosen, "Done.")
+    return _asked(text[0].upper() + text[1:], [call for _, goal in chosen for call in goal], moved in chosen, "Done.")
 
 
 def condition(at: Situation) -> Asked:
@@ -175,7 +126,7 @@ def condition(at: Situation) -> Asked:
     least = at.rng.randint(amount, balance) if holds else balance + at.rng.randint(20, 500)
     text = at.pick("If {n} has at least {l}, move {a} to {t}.", "Move {a} from {n} to {t} if {n} holds {l} or more.")
     asked = text.format(n=source[2], l=least, a=amount, t=at.named(target))
-    return Asked(asked, _moved(source, target, amount) if holds else [], looks=True, said="Done." if holds else "No.")
+    return _asked(asked, _moved(source, target, amount) if holds else [], looks=True, said="Done." if holds else "No.")
 
 
 def decline(at: Situation) -> Asked:
@@ -187,7 +138,7 @@ def decline(at: Situation) -> Asked:
         target, amount = others[0], at.rng.randint(10, source[4] // CENTS)
     text = at.pick("Move {a} from {s} to {t}.", "Please transfer {a} from {s} to {t}.", "Send {a} to {t} from {s}.")
     asked = text.format(a=amount, s=at.named(source), t=at.named(target))
-    return Asked(asked, [], looks=True, said="No.")
+    return _asked(asked, [], looks=True, said="No.")
 
 
 def _moved(source: tuple[Any, ...], target: tuple[Any, ...], amount: int) -> Goal:
