@@ -12,7 +12,7 @@ from pipelines.dataset.row import Row
 from pipelines.dataset.rows import read_rows
 from pipelines.errors import UserError
 from pipelines.policy.base import load_tokenizer, template_switches
-from pipelines.policy.lengths import prompt_lengths
+from pipelines.policy.lengths import Room, prompt_lengths
 from pipelines.product import Product
 from pipelines.progress import say
 from pipelines.subjects.teacher import find, loaded
@@ -56,7 +56,8 @@ def _learn_from_live(config: Config, inputs: dict[str, Product], work: Path, run
     rows = _rows(config, inputs["rows"])
     tokenizer = load_tokenizer(config.model)
     limit, field = settings.max_completion_length, "distill.trainer.max_completion_length"
-    lengths = prompt_lengths(config.model, tokenizer, rows, limit, field)
+    room = Room(config.model.context_length, config.model.name, limit, field)
+    lengths = prompt_lengths(tokenizer, template_switches(config.model), rows, room)
     teacher = find(config)
     there = loaded(config, teacher)
     run.input(config.task.name, inputs["rows"].file(f"{SPLIT}.jsonl"), inputs["rows"].about["digests"][SPLIT], SPLIT)

@@ -15,7 +15,7 @@ from pipelines.dataset.rows import read_rows
 from pipelines.environments.tools import environment_class
 from pipelines.errors import UserError
 from pipelines.policy.base import end_tokens, load_tokenizer, template_switches
-from pipelines.policy.lengths import prompt_lengths
+from pipelines.policy.lengths import Room, prompt_lengths
 from pipelines.policy.order import like_length
 from pipelines.product import Product
 from pipelines.progress import meter, say
@@ -45,9 +45,9 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     settings = method.settings_of(config, work)
     rows = _rows(config, inputs["rows"])
     tokenizer = load_tokenizer(config.model)
-    lengths = prompt_lengths(
-        config.model, tokenizer, rows, settings.max_completion_length, "grpo.trainer.max_completion_length"
-    )
+    limit, field = settings.max_completion_length, "grpo.trainer.max_completion_length"
+    room = Room(config.model.context_length, config.model.name, limit, field)
+    lengths = prompt_lengths(tokenizer, template_switches(config.model), rows, room)
     run.input(config.task.name, inputs["rows"].file(f"{SPLIT}.jsonl"), inputs["rows"].about["digests"][SPLIT], SPLIT)
     say(
         f"  {len(rows):,} prompts of at most {max(lengths.values())} tokens, {settings.num_generations} answers to each"

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from pipelines.config.schema import Config
 from pipelines.dataset.row import Row
-from pipelines.errors import UserError
 from pipelines.generation.attempt import Attempt, seed_of
 from pipelines.generation.episodes import Stage, told_of
-from pipelines.policy.template import render
+from pipelines.policy.lengths import Room, prompt_lengths
 from pipelines.subjects.local import LocalSubject
 from pipelines.subjects.subject import Question, Reply
 
@@ -24,7 +23,9 @@ def attempts(
     UserError where a prompt leaves no room for an answer.
     """
     settings, stage = config.generate, Stage.of(config.task)
-    check_room(teacher, rows, settings.max_new_tokens)
+    if (context := getattr(teacher.model.config, "max_position_embeddings", None)) is not None:
+        room = Room(context, "the teacher", settings.max_new_tokens, "generate.max_new_tokens")
+        prompt_lengths(teacher.tokenizer, teacher.template, rows, room)
     folder.mkdir(exist_ok=True)
     found: list[Attempt] = []
     for at in range(0, len(rows), settings.at_once):
@@ -38,22 +39,6 @@ def attempts(
         found += held
         done(len(held))
     return found
-
-
-def check_room(teacher: LocalSubject, rows: Sequence[Row], max_new_tokens: int) -> None:
-    """Raises UserError naming the row whose prompt, with an answer, is over the teacher's context."""
-    most = getattr(teacher.model.config, "max_position_embeddings", None)
-    if most is None:
-        return
-    prompts = render(
-        teacher.tokenizer, [row.prompt for row in rows], [row.tools for row in rows], teacher.template, prompt=True
-    )
-    longest = max(range(len(rows)), key=lambda number: len(prompts[number]))
-    if len(prompts[longest]) + max_new_tokens > most:
-        raise UserError(
-            f"{rows[longest].source}: row {rows[longest].id} has a prompt of {len(prompts[longest])} tokens; with "
-            f"generate.max_new_tokens={max_new_tokens} that is over the {most} tokens of the teacher's context"
-        )
 
 
 def _batch(config: Config, teacher: LocalSubject, rows: Sequence[Row], stage: Stage | None) -> list[Attempt]:

@@ -21,7 +21,7 @@ from pipelines.policy.base import end_tokens, template_switches
 from pipelines.policy.fit import trainer_settings
 from pipelines.policy.learner import begin, peft_of
 from pipelines.policy.mask import IGNORED
-from pipelines.policy.on_policy import Asked, LikeLength, check_context, rows_per_step
+from pipelines.policy.on_policy import Asked, LikeLength, check_context, check_enough, rows_per_step
 from pipelines.policy.template import render, texts
 from pipelines.policy.vocabulary import vocabulary_difference
 from pipelines.progress import say
@@ -94,11 +94,7 @@ def _check(settings: GOLDConfig, tokenizer: Any, teacher: Any, asked: Asked) -> 
             f"distill.trainer.max_length: the longest prompt has {longest} tokens, and answers up to "
             f"{settings.max_completion_length}; {settings.max_length} would cut it"
         )
-    if len(asked.rows) < rows_per_step(settings):
-        raise UserError(
-            f"distill.trainer.per_device_train_batch_size: a step asks {rows_per_step(settings)} rows, there are "
-            f"{len(asked.rows)}"
-        )
+    check_enough(settings, asked)
 
 
 class CrossTrainer(GOLDTrainer):

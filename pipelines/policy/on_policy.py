@@ -49,11 +49,7 @@ def build_trainer(
     """The trainer over `models`: the student, which gets an adapter if it has none, and the loaded teacher."""
     student, teacher = models
     check_same(student, tokenizer, teacher, settings.chat_template_kwargs, config.distill.method)
-    size = rows_per_step(settings)
-    if len(asked.rows) < size:
-        raise UserError(
-            f"distill.trainer.per_device_train_batch_size: a step asks {size} rows, there are {len(asked.rows)}"
-        )
+    check_enough(settings, asked)
     lengths = [asked.lengths[row.id] for row in asked.rows]
     told = None
     if config.distill.prompt is not None:
@@ -76,6 +72,14 @@ def build_trainer(
 def rows_per_step(settings: Any) -> int:
     """Rows of an optimizer step."""
     return int(settings.per_device_train_batch_size * settings.gradient_accumulation_steps)
+
+
+def check_enough(settings: Any, asked: Asked) -> None:
+    """Raises UserError where there are fewer rows than a step asks."""
+    if len(asked.rows) < (size := rows_per_step(settings)):
+        raise UserError(
+            f"distill.trainer.per_device_train_batch_size: a step asks {size} rows, there are {len(asked.rows)}"
+        )
 
 
 def plain(teacher: Any) -> Any:
