@@ -102,9 +102,18 @@ def _one(stage: str, config: Config) -> None:
         if stage not in ("prepare", "compare") and not (stage == "promote" and config.promote.model):
             config = config.model_copy(update={"model": pin(config.model)})
         if stage == "finetune":
+            _check_teacher(config)
             finetune.run(config)
         else:
             run_stage(STAGES[stage], config, gather(STAGES[stage], config))
+
+
+def _check_teacher(config: Config) -> None:
+    """A flow's teacher is looked for before its student is trained. Raises UserError or Refused as the stages would."""
+    if config.teacher.kind is not None and {"generate", "distill"} & set(config.flow):
+        from pipelines.subjects.teacher import find
+
+        find(config)
 
 
 @contextlib.contextmanager

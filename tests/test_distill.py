@@ -429,3 +429,14 @@ def test_a_flow_of_three_trainings_keeps_parents_and_teachers(finished: World, w
     assert made["sft"].about["teachers"] == []
     assert made["grpo"].about["teachers"] == made["distill"].about["teachers"] == [made["distill"].about["teacher"]]
     assert lineage_of(world)["teachers"] == products.load(finished.product("adapter")).digest
+
+
+def test_a_teacher_that_is_not_there_is_told_before_anything_is_trained(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert world.run("finetune", "experiment=distill", "teacher.at=models:/no_such_model@staging", *SMALL) == 2
+    told = capsys.readouterr()
+    assert "teacher.at: " in told.err
+    assert "no_such_model" in told.err
+    assert "prepare: started" not in told.out
+    assert not (world.folder / "adapters").exists()

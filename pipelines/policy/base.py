@@ -43,6 +43,19 @@ def pin(model: Model) -> Model:
     )
 
 
+def elsewhere(profile: Model, id: str, revision: str | None) -> Model:
+    """The profile for a model that lies elsewhere: pinned, its architecture as the checkpoint says.
+
+    `revision` is a Hub commit or a local folder's content, which is hashed anew.
+    """
+    from transformers import AutoConfig
+
+    local = revision is not None and revision.startswith(LOCAL)
+    model = pin(profile.model_copy(update={"id": id, "revision": None if local else revision}))
+    found = AutoConfig.from_pretrained(**source(model)).architectures or [profile.architecture]
+    return model.model_copy(update={"architecture": found[0]})
+
+
 def local_folder(model: Model) -> Path | None:
     """The model's folder where `id` names one; None for a Hub id. Raises UserError for a path to nothing."""
     path = resolve(model.id)

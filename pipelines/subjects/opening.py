@@ -11,7 +11,7 @@ from pipelines.config import schema
 from pipelines.config.paths import resolve
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
-from pipelines.policy.base import load_base, load_tokenizer, load_tokenizer_from, pin, source, template_switches
+from pipelines.policy.base import elsewhere, load_base, load_tokenizer, load_tokenizer_from, pin, template_switches
 from pipelines.policy.served import Served, load_served
 from pipelines.product import Product, load
 from pipelines.subjects.endpoint import Endpoint, EndpointSubject
@@ -118,7 +118,7 @@ def _version(config: Config, name: str, settings: schema.Subject, adapter: Produ
 
 
 def _model(config: Config, name: str, settings: schema.Subject, adapter: Product | None) -> Planned:
-    model = pin(_exported(config, settings))
+    model = pin(config.model.model_copy(update={"id": str(settings.at), "revision": None}))
     about = {"model": model.id, "revision": str(model.revision), "license": config.model.license.id}
     return Planned(name, settings, about)
 
@@ -136,11 +136,6 @@ _PLANS: dict[str, Callable[[Config, str, schema.Subject, Product | None], Planne
     "model": _model,
     "endpoint": _endpoint,
 }
-
-
-def _exported(config: Config, settings: schema.Subject) -> schema.Model:
-    """The profile of this configuration, for weights that lie elsewhere."""
-    return config.model.model_copy(update={"id": str(settings.at), "revision": None})
 
 
 def opened(config: Config, planned: Sequence[Planned]) -> Iterator[Subject]:
@@ -218,11 +213,7 @@ def _served(config: Config, planned: Planned, version: Version) -> LocalSubject:
 
 def _export(config: Config, planned: Planned) -> LocalSubject:
     """Weights that hold their adapter, quantised as they are published."""
-    from transformers import AutoConfig
-
-    model = pin(_exported(config, planned.settings))
-    found = AutoConfig.from_pretrained(**source(model)).architectures or [""]
-    model = model.model_copy(update={"architecture": found[0]})
+    model = elsewhere(config.model, str(planned.settings.at), None)
     plain = config.adapter.model_copy(update={"quantization": None})
     loaded = load_base(model, plain, config.compute).eval()
     return _local(config, planned, loaded, load_tokenizer(model))

@@ -9,7 +9,7 @@ from pipelines.config.block import License
 from pipelines.config.paths import resolve
 from pipelines.config.schema import Config, Model
 from pipelines.errors import Refused, UserError
-from pipelines.policy.base import load_base, load_tokenizer, load_tokenizer_from, pin, source, template_switches
+from pipelines.policy.base import elsewhere, load_base, load_tokenizer, load_tokenizer_from, template_switches
 from pipelines.policy.served import load_served
 from pipelines.product import Product, load
 from pipelines.subjects.endpoint import Endpoint, EndpointSubject
@@ -102,16 +102,11 @@ def _adapter(config: Config, found: Product) -> Teacher:
 
 
 def _elsewhere(profile: Model, id: str, revision: str | None) -> Model:
-    """This configuration's profile, for a base that lies elsewhere."""
-    from transformers import AutoConfig
-
-    local = revision is not None and revision.startswith("sha256:")
+    """The teacher's base; what is wrong with it is told of `teacher.at`."""
     try:
-        model = pin(profile.model_copy(update={"id": id, "revision": None if local else revision}))
+        return elsewhere(profile, id, revision)
     except UserError as error:
         raise type(error)(f"{FIELD}.at: {str(error).removeprefix('model.id: ')}") from None
-    found = AutoConfig.from_pretrained(**source(model)).architectures or [profile.architecture]
-    return model.model_copy(update={"architecture": found[0]})
 
 
 def _license(config: Config, base: License | None) -> dict[str, str | None]:
