@@ -218,7 +218,9 @@ def _lines_of(items: Sequence[ErrorDetails], origin: Origin) -> Iterator[str]:
             guesses.add(f"{block}.{nearest(name, valid_keys(block, {}))}".lstrip("."))
     for path, found in mistakes.items():
         if found[0]["type"] != "missing" or path not in guesses:
-            yield f"{path}: {_union_reason(found)} (in {origin(path)})"
+            # A rule between blocks names the field itself.
+            line = f"{path}: {_union_reason(found)}".removeprefix(": ")
+            yield f"{line} (in {origin(path or line.partition(':')[0])})"
 
 
 def _dotted(loc: tuple[int | str, ...]) -> str:

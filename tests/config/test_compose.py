@@ -409,3 +409,10 @@ def test_a_setting_that_another_refers_to_is_told_where_it_is_set() -> None:
     first, second = refusal("sft.trainer.max_length=0").splitlines()
     assert first.startswith("sft.trainer.max_length: expected greater than or equal to 1, got 0 (in the command line)")
     assert second.startswith("prepare.max_length: expected greater than or equal to 1, got 0")
+
+
+def test_a_rule_between_blocks_begins_with_the_field_and_names_its_file() -> None:
+    assert refusal("flow=[prepare,evaluate]").startswith("flow: expected prepare, ")
+    told = refusal("experiment=distill_generated")
+    assert told.startswith("flow: without sft before it, distill needs distill.start=base")
+    assert told.endswith("(in conf/experiment/distill_generated.yaml)")
