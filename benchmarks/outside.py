@@ -11,6 +11,7 @@ OUTSIDE: dict[str, object] = {
     "seed": -1,
     "tracking.uri": "",
     "tracking.experiment": "",
+    "tracking.patience_s": -1,
     "paths.rows": "",
     "paths.adapters": "",
     "paths.outputs": "",

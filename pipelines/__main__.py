@@ -191,6 +191,7 @@ def quieten() -> None:
         "BITSANDBYTES_NOWELCOME": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"),
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
     }
     warnings.filterwarnings("ignore")
     import logging

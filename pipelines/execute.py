@@ -13,6 +13,7 @@ from pipelines import product as products
 from pipelines.config.compose import Composed
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
+from pipelines.holding import held
 from pipelines.progress import say
 from pipelines.stages import STAGES, fingerprint_of, gather, place
 
@@ -77,8 +78,9 @@ def _check_sources(stage: str, config: Config) -> Path | None:
         folder = place(prepare, config, fingerprint_of(prepare, config, {}))
         if config.reuse and (folder / products.MANIFEST).exists():
             return None
-        work = products.partial(folder)
-        prepare.module.check(config, work)
+        with held(folder):
+            work = products.partial(folder)
+            prepare.module.check(config, work)
         return work
 
 

@@ -1,29 +1,50 @@
 """The flow: prepare, the training stages of `flow`, evaluate, package, promote; one run with a child run for each."""
 
+from pathlib import Path
+
 from pipelines.config.compose import as_yaml
+from pipelines.config.paths import PROJECT
 from pipelines.config.schema import Config
+from pipelines.holding import held
 from pipelines.perform import run_stage
-from pipelines.product import Product
+from pipelines.product import Product, digest_of
 from pipelines.progress import say
-from pipelines.stages import STAGES, named_input
+from pipelines.stages import FINGERPRINT_LENGTH, STAGES, named_input
+from pipelines.tracking.kept import Kept
 from pipelines.tracking.run import started
+from pipelines.tracking.source import code_digest
 
 ACCURACY = "eval/correctness/accuracy"
 IN_SCOPE = "eval/correctness/num_in_scope"
 
 
 def run(config: Config) -> None:
-    """Runs every stage, handing each product on; a stage whose product is there is reused."""
+    """Runs every stage, handing each product on; a stage whose product is there is reused.
+
+    A flow that was stopped goes on in its own run, with the children that it has.
+    """
     made: dict[str, Product] = {}  # by kind: of two adapters the later one goes on
-    with started("finetune", {"stage": "finetune"}) as flow:
-        flow.data(as_yaml(config), "config.yaml")
-        for name in config.flow:
-            stage = STAGES[name]
-            inputs = {kind: named_input(stage, config, kind) or made[kind] for kind in stage.wanted(config)}
-            made[stage.kind] = run_stage(stage, config, inputs)
-            flow.tags({f"product.{name}": made[stage.kind].digest})
-        flow.metrics(made["scores"].about["metrics"])
+    folder = _place(config)
+    kept = Kept(folder, config.tracking.patience_s)
+    with held(folder) as hold:
+        if not config.reuse:
+            kept.forget()
+        with started("finetune", {"stage": "finetune"}, kept) as flow:
+            hold.names(flow.id)
+            flow.data(as_yaml(config), "config.yaml")
+            for name in config.flow:
+                stage = STAGES[name]
+                inputs = {kind: named_input(stage, config, kind) or made[kind] for kind in stage.wanted(config)}
+                made[stage.kind] = run_stage(stage, config, inputs)
+                flow.tags({f"product.{name}": made[stage.kind].digest})
+            flow.metrics(made["scores"].about["metrics"])
     say(_summary(made))
+
+
+def _place(config: Config) -> Path:
+    """Where an unfinished flow of this configuration and code is remembered."""
+    decides = [config.model_dump(exclude={"tracking", "reuse"}), code_digest()]
+    return PROJECT / config.paths.outputs / "flow" / digest_of(decides)[:FINGERPRINT_LENGTH]
 
 
 def _summary(made: dict[str, Product]) -> str:

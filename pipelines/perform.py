@@ -9,36 +9,79 @@ from pipelines.config.compose import as_yaml
 from pipelines.config.paths import resolve
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
+from pipelines.holding import Hold, held
 from pipelines.product import Product
 from pipelines.progress import say
 from pipelines.stages import Stage, fingerprint_of, place
-from pipelines.tracking.run import Run, find_finished, flatten, started
+from pipelines.tracking.kept import Kept
+from pipelines.tracking.run import Run, find_finished, flatten, is_child_of_open, started
 
 
 def run_stage(stage: Stage, config: Config, inputs: dict[str, Product]) -> Product:
-    """The stage's product: found where an equal one was made, else made in a run of its own."""
+    """The stage's product: found where an equal one was made, else made in a run of its own.
+
+    Raises UserError naming the holder where another start is making it.
+    """
     fingerprint = fingerprint_of(stage, config, inputs)
     folder = place(stage, config, fingerprint)
-    found = _reusable(stage, config, folder) if config.reuse else None
-    if found:
-        say(f"{stage.name}: reused from run {found.run_id} ({_shown(folder)})")
-        with started(stage.name, {"stage": stage.name, "reused_from": found.run_id}):
+    if found := _found(stage, config, folder):
+        return found
+    with held(folder) as hold:
+        kept = Kept(folder, config.tracking.patience_s)
+        _end_late(stage, folder, kept)
+        if found := _found(stage, config, folder):
             return found
+        if not config.reuse:
+            kept.forget()
+        return _made_anew(stage, config, inputs, (folder, fingerprint), kept, hold)
+
+
+def _made_anew(
+    stage: Stage, config: Config, inputs: dict[str, Product], to: tuple[Path, str], kept: Kept, hold: Hold
+) -> Product:
+    folder, fingerprint = to
     say(f"{stage.name}: started")
     work = products.partial(folder)
     # What a stage's `check` left there is this attempt's own.
     if not config.reuse and not hasattr(stage.module, "check"):
         products.discard(work)
-    with started(stage.name, {"stage": stage.name, "fingerprint": fingerprint}) as run:
+    with started(stage.name, {"stage": stage.name, "fingerprint": fingerprint}, kept) as run:
+        hold.names(run.id)
         made = _make(stage, config, inputs, work, run)
         if stage.kind == "adapter":
             made["teachers"] = teachers_of(made, inputs)
         made_by = {"run_id": run.id, "stage": stage.name, "fingerprint": fingerprint}
         product = products.publish(work, folder, stage.kind, made_by, made)
-        run.tags({"product.kind": product.kind, "product.digest": product.digest, "product.folder": folder})
-        run.file(product.file(products.MANIFEST))
+        _named(run, product)
     say(f"{stage.name}: done, {_shown(folder)} (run {run.id})")
     return product
+
+
+def _named(run: Run, product: Product) -> None:
+    run.tags({"product.kind": product.kind, "product.digest": product.digest, "product.folder": product.folder})
+    run.file(product.file(products.MANIFEST))
+
+
+def _end_late(stage: Stage, folder: Path, kept: Kept) -> None:
+    """Ends the run of a product that is whole: its end was cut, or the tracking server was away."""
+    if kept.run_id() is None or not (folder / products.MANIFEST).exists():
+        return
+    product = products.load(folder)
+    if product.run_id == kept.run_id():
+        with started(stage.name, {}, kept) as run:
+            _named(run, product)
+        say(f"{stage.name}: run {run.id} is ended, its product was there")
+
+
+def _found(stage: Stage, config: Config, folder: Path) -> Product | None:
+    found = _reusable(stage, config, folder) if config.reuse else None
+    if found is None:
+        return None
+    say(f"{stage.name}: reused from run {found.run_id} ({_shown(folder)})")
+    if not is_child_of_open(found.run_id):
+        with started(stage.name, {"stage": stage.name, "reused_from": found.run_id}):
+            pass
+    return found
 
 
 def teachers_of(made: Mapping[str, Any], inputs: Mapping[str, Product]) -> list[dict[str, Any]]:

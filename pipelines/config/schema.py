@@ -728,11 +728,15 @@ class Gate(Block):
 
 
 class Tracking(Block):
-    """Where MLflow keeps runs; `uri` null is the SQLite store in the project folder."""
+    """Where MLflow keeps runs; `uri` null is the SQLite store in the project folder.
+
+    `patience_s` is how long a stage that is done waits for a server that is away.
+    """
 
     uri: Text | None
     experiment: Text
     system_metrics: bool
+    patience_s: Annotated[float, Field(ge=0)]
 
 
 class Paths(Block):

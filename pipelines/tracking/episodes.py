@@ -6,14 +6,17 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import SpanType
+from mlflow.tracing.constant import TraceMetadataKey
 
-from pipelines.tracking.run import Run
+from pipelines.tracking.run import Run, Silent
 
 ROW, STEP, OUTCOME = "tunesmith.row", "tunesmith.step", "tunesmith.outcome"
 
 
 def log_episode(run: Run, record: Mapping[str, Any]) -> None:
     """Writes a trace of a rollout's record (`pipelines.rewards.rollouts`), whose completion is a transcript."""
+    if isinstance(run, Silent):
+        return
     prompt, said = json.loads(record["prompt"]), json.loads(record["completion"])
     inputs = {"messages": prompt}
     with mlflow.start_span("episode", SpanType.AGENT, {ROW: record["row_id"], STEP: record["step"]}) as root:
@@ -22,7 +25,8 @@ def log_episode(run: Run, record: Mapping[str, Any]) -> None:
             _span([*prompt, *said[:number]], message)
         root.set_outputs({"messages": said, "outcome": record["outcome"], "reward": record["reward"]})
         tags = {"tunesmith.run": run.id, ROW: record["row_id"], STEP: str(record["step"]), OUTCOME: record["outcome"]}
-        mlflow.update_current_trace(tags=tags)
+        # A worker has no open run that MLflow would name here.
+        mlflow.update_current_trace(tags=tags, metadata={TraceMetadataKey.SOURCE_RUN: run.id})
 
 
 def _span(before: Sequence[Mapping[str, Any]], message: Mapping[str, Any]) -> None:

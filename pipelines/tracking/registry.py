@@ -18,7 +18,8 @@ from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
 from pipelines.config.paths import PROJECT
 from pipelines.errors import UserError
-from pipelines.tracking.run import dataset_of, fit
+from pipelines.tracking.run import fit
+from pipelines.tracking.sending import dataset_of
 from pipelines.tracking.traces import TRACES
 
 PACKAGE = PROJECT / "pipelines"

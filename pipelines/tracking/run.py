@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import socket
 import tempfile
 import traceback
@@ -15,41 +16,45 @@ from typing import Any
 
 import mlflow
 import psutil
-from mlflow.data.dataset_source_registry import resolve_dataset_source
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric, RunStatus
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.entities import RunStatus
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 
 from pipelines.errors import Refused, Stopped
+from pipelines.progress import say
+from pipelines.tracking.kept import Kept, goes_on, renew
+from pipelines.tracking.machine import Machine
+from pipelines.tracking.sending import Entry, Unsent, answering, send, tag_of
 from pipelines.tracking.source import source_tags
+from pipelines.tracking.spool import Sender, Spool, send_left
 
-TAG_LIMIT = 8000
 UNFIT = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in a metric's name, and a user's own name may hold
-DIGEST_LIMIT = 36  # MLflow's column; the whole digest goes into a tag of the input
+PATIENCE_OF_A_FAILURE_S = 10.0  # whoever sent SIGTERM may kill after half a minute
 
 
 @dataclass(frozen=True)
 class Run:
-    """An open MLflow run."""
+    """An open MLflow run; with a spool what it logs is kept in a file first, and sent aside."""
 
     id: str
+    spool: Spool | None = None
+    sender: Sender | None = None
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Flattened configuration; `mlflow run` owns the bare names, so ours start with `cfg.`."""
-        mlflow.log_params({f"cfg.{name}": value for name, value in values.items()}, run_id=self.id)
+        self._log({"kind": "params", "values": {f"cfg.{name}": str(value) for name, value in values.items()}})
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        now = get_current_time_millis()
-        found = [Metric(name, value, now, step) for name, value in fit(values).items()]
-        MlflowClient().log_batch(self.id, metrics=found)
+        self._log({"kind": "metrics", "values": fit(values), "step": step, "at": get_current_time_millis()})
 
     def tags(self, values: Mapping[str, object]) -> None:
-        mlflow.MlflowClient().log_batch(self.id, tags=[_tag(name, value) for name, value in values.items()])
+        self._log({"kind": "tags", "values": {name: str(value) for name, value in values.items()}})
 
     def file(self, path: Path, folder: str | None = None) -> None:
-        MlflowClient().log_artifact(self.id, str(path), folder)
+        if self.spool:
+            # The file itself moves when its product is published.
+            path = Path(shutil.copyfile(path, self.spool.place_for(path.name)))
+        self._log({"kind": "file", "path": str(path), "folder": folder})
 
     def data(self, content: bytes | str, name: str) -> None:
         """Bytes or text as an artifact of that name, which may hold folders."""
@@ -64,13 +69,11 @@ class Run:
         columns = list(records[0]) if records else []
         rows = [[record[column] for column in columns] for record in records]
         self.data(json.dumps({"columns": columns, "data": rows}, ensure_ascii=False), name)
-        entry = {"path": name, "type": "table"}
-        logged = json.loads(MlflowClient().get_run(self.id).data.tags.get("mlflow.loggedArtifacts", "[]"))
-        self.tags({"mlflow.loggedArtifacts": json.dumps([*(e for e in logged if e != entry), entry])})
+        self._log({"kind": "table", "name": name})
 
     def input(self, name: str, place: Path | str, digest: str, context: str) -> None:
         """A data set that this run reads."""
-        mlflow.log_input(dataset_of(name, place, digest), context=context, tags={"sha256": digest})
+        self._log({"kind": "input", "name": name, "place": str(place), "digest": digest, "context": context})
 
     @contextlib.contextmanager
     def system_metrics(self, enabled: bool) -> Iterator[None]:
@@ -78,46 +81,170 @@ class Run:
         if not enabled:
             yield
             return
-        monitor = SystemMetricsMonitor(self.id, sampling_interval=10)
-        monitor.start()
-        try:
+        with Machine(self.id, self.metrics, self.spool.next_step("system/") if self.spool else 0):
             yield
-        finally:
-            monitor.finish()
+
+    def settle(self, patience_s: float) -> int:
+        """Waits until what was logged has arrived, at most that long; returns how many entries haven't."""
+        return self.sender.flush(patience_s) if self.sender else 0
+
+    def _log(self, entry: Entry) -> None:
+        if self.spool is None:
+            with answering():
+                send(self.id, [entry])
+            return
+        if self.sender:
+            self.sender.check()
+        self.spool.add(entry)
+
+
+@dataclass(frozen=True)
+class Silent(Run):
+    """The run as ranks see it that don't log: they share its name, and nothing of theirs is kept."""
+
+    def file(self, path: Path, folder: str | None = None) -> None:
+        pass
+
+    @contextlib.contextmanager
+    def system_metrics(self, enabled: bool) -> Iterator[None]:
+        yield
+
+    def _log(self, entry: Entry) -> None:
+        pass
 
 
 @contextlib.contextmanager
-def started(name: str, tags: Mapping[str, str]) -> Iterator[Run]:
-    """Opens a run (a child where one is open), and ends it as what really happened."""
-    resumed = "MLFLOW_RUN_ID" in os.environ
-    active = mlflow.start_run(run_name=name, nested=mlflow.active_run() is not None)
-    run = Run(active.info.run_id)
-    status = RunStatus.FAILED
+def attached(run_id: str, work: Path, writer: str = "worker") -> Iterator[Run]:
+    """The run that another process has opened, and ends, for a worker that logs into it.
+
+    `work` is the stage's work folder. What is logged is kept beside it, and the process that opened the run sends it,
+    also what a worker that was killed has left; the worker itself never calls the tracking server.
+    """
+    spool = Spool(Kept.of(work).folder, run_id, writer)
     try:
-        if resumed:
-            run.tags({"mlflow.runName": name})
-        run.tags({**source_tags(), **_owner(), **tags})
-        yield run
-        status = RunStatus.FINISHED
-    except Stopped as stop:
-        status = RunStatus.KILLED
-        run.tags({"stopped": str(stop)})
-        raise
-    except Refused as error:
-        status = RunStatus.FINISHED  # a refusal is a result
-        run.tags({"refused": str(error)})
-        raise
-    except BaseException as error:
-        run.tags({"error": traceback.format_exception_only(error)[-1].strip()})
-        raise
+        yield Run(run_id, spool)
     finally:
-        mlflow.end_run(RunStatus.to_string(status))
+        spool.close()
+
+
+@contextlib.contextmanager
+def started(name: str, tags: Mapping[str, str], kept: Kept | None = None) -> Iterator[Run]:
+    """Opens a run (a child where one is open), and ends it as what really happened.
+
+    With `kept`, the run of an earlier start that didn't finish goes on, and what is logged is sent aside. Raises Unsent
+    where the tracking server is away: what wasn't sent is kept, and the run left for the next start to end.
+    """
+    with answering():
+        run_id = _opened(name, kept)
+    status: int | None = RunStatus.FAILED
+    with contextlib.ExitStack() as stack:
+        run = _spooled(run_id, kept, stack) if kept else Run(run_id)
+        try:
+            run.tags({**source_tags(), **tags})
+            yield run
+            _settle(run, kept)
+            status = RunStatus.FINISHED
+        except Stopped as stop:
+            status = RunStatus.KILLED
+            _last_words(run, {"stopped": str(stop)})
+            raise
+        except Refused as error:
+            _last_words(run, {"refused": str(error)})
+            _settle(run, kept)
+            status = RunStatus.FINISHED  # a refusal is a result
+            raise
+        except Unsent:
+            status = None
+            raise
+        except BaseException as error:
+            _last_words(run, {"error": traceback.format_exception_only(error)[-1].strip()})
+            raise
+        finally:
+            _end(run, status, kept)
+
+
+def _opened(name: str, kept: Kept | None) -> str:
+    """A run's id: the one that `mlflow run` gave, or that of an earlier start, or a new one's."""
+    given, earlier, parent = "MLFLOW_RUN_ID" in os.environ, kept.run_id() if kept else None, mlflow.active_run()
+    client, owner = MlflowClient(), [tag_of(tag, value) for tag, value in _owner().items()]
+    again = earlier if earlier and not given and goes_on(earlier, name) else None
+    if again:
+        client.log_batch(again, tags=owner)  # running again under a dead owner it would be ended as an orphan
+    run_id = str(mlflow.start_run(run_id=again, run_name=name, nested=parent is not None).info.run_id)
+    client.log_batch(run_id, tags=[*owner, *([tag_of("mlflow.runName", name)] if given else [])])
+    if kept:
+        starts = kept.remember(run_id)
+        if len(starts) > 1:
+            renew(run_id, parent.info.run_id if parent else None, starts)
+        elif earlier:
+            client.set_tag(run_id, "resumed_from", earlier)
+    return run_id
+
+
+def _spooled(run_id: str, kept: Kept, stack: contextlib.ExitStack) -> Run:
+    with answering():
+        send_left(kept.folder, but=run_id)
+    spool = Spool(kept.folder, run_id)
+    stack.callback(spool.close)
+    return Run(run_id, spool, stack.enter_context(Sender(kept.folder, run_id)))
+
+
+def _settle(run: Run, kept: Kept | None) -> None:
+    """Raises Unsent where the server stays away for longer than the user is patient."""
+    if kept and (left := run.settle(kept.patience_s)):
+        raise Unsent(
+            f"tracking.uri: the MLflow server doesn't answer; the work is done, and {left:,} entries of run {run.id} "
+            f"are kept in {kept.folder}: start again with the same settings to send them"
+        )
+
+
+def _last_words(run: Run, tags: Mapping[str, object]) -> None:
+    """Why a run ends early; also where the store has refused what came before."""
+    if run.sender and run.sender.refused:
+        run = Run(run.id)
+    try:
+        run.tags(tags)
+    except Unsent as error:
+        say(f"  {error}")
+
+
+def _end(run: Run, status: int | None, kept: Kept | None) -> None:
+    """Ends the run where the server answers; else the next start does."""
+    refused = run.sender is not None and run.sender.refused is not None
+    left = 0 if refused or status in (None, RunStatus.FINISHED) else run.settle(PATIENCE_OF_A_FAILURE_S)
+    if status is None or left:
+        if left:
+            say(f"  run {run.id}: {left:,} entries aren't sent, the tracking server is away; the next start sends them")
+        # `mlflow.end_run` would call the server.
+        mlflow.tracking.fluent._active_run_stack.get().pop()
+        return
+    try:
+        with answering():
+            mlflow.end_run(RunStatus.to_string(status))
+    except Unsent as error:
+        if status == RunStatus.FINISHED:
+            raise
+        say(f"  {error}")  # what ends the run early is told by its own error
+    if kept and status == RunStatus.FINISHED:
+        if run.sender:
+            run.sender.stop()
+        kept.forget()
+
+
+def is_child_of_open(run_id: str) -> bool:
+    """Whether a run belongs to the flow that is open now: a flow that goes on has it already."""
+    parent = mlflow.active_run()
+    if parent is None:
+        return False
+    with answering():
+        return bool(MlflowClient().get_run(run_id).data.tags.get("mlflow.parentRunId") == parent.info.run_id)
 
 
 def find_finished(run_id: str) -> bool:
     """Whether the store holds that run and it ended well."""
     try:
-        return bool(MlflowClient().get_run(run_id).info.status == "FINISHED")
+        with answering():
+            return bool(MlflowClient().get_run(run_id).info.status == "FINISHED")
     except mlflow.exceptions.MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
@@ -167,18 +294,9 @@ def fit(values: Mapping[str, float]) -> dict[str, float]:
     return {UNFIT.sub("_", name): float(value) for name, value in values.items()}
 
 
-def dataset_of(name: str, place: Path | str, digest: str) -> MetaDataset:
-    """A data set as MLflow names it; of the digest what its column holds."""
-    return MetaDataset(resolve_dataset_source(str(place)), name=name, digest=digest[:DIGEST_LIMIT])
-
-
 def finite(values: Mapping[str, float]) -> dict[str, float]:
     """The values MLflow can store: it turns infinities into 1.8e308."""
     return {name: value for name, value in values.items() if math.isfinite(value)}
-
-
-def _tag(name: str, value: object) -> mlflow.entities.RunTag:
-    return mlflow.entities.RunTag(name, str(value)[:TAG_LIMIT])
 
 
 def _owner() -> dict[str, str]:

@@ -74,7 +74,7 @@ def test_what_is_no_whole_product_of_rows_is_refused(make_source: MakeSource, ro
 
 
 def test_a_run_names_its_rows(read_all: ReadSource, make_source: MakeSource, rows: Path, store: str) -> None:
-    open_store(Tracking(uri=store, experiment="tunesmith", system_metrics=False))
+    open_store(Tracking(uri=store, experiment="tunesmith", system_metrics=False, patience_s=0))
     with started("prepare", {"product.folder": str(rows)}) as made:
         pass
     records, defects = read_all(rows=f"run:{made.id}")

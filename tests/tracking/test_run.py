@@ -23,7 +23,7 @@ from tests.conftest import World
 
 @pytest.fixture
 def opened(store: str) -> str:
-    open_store(Tracking(uri=store, experiment="tunesmith", system_metrics=False))
+    open_store(Tracking(uri=store, experiment="tunesmith", system_metrics=False, patience_s=0))
     return store
 
 
@@ -64,7 +64,7 @@ def test_a_run_of_a_dead_process_is_ended_and_a_living_one_left(opened: str) -> 
     script = (
         "import os; from pipelines.tracking.run import started; from pipelines.tracking.store import open_store\n"
         "from pipelines.config.schema import Tracking\n"
-        f"open_store(Tracking(uri={opened!r}, experiment='tunesmith', system_metrics=False))\n"
+        f"open_store(Tracking(uri={opened!r}, experiment='tunesmith', system_metrics=False, patience_s=0))\n"
         "with started('doomed', {}) as run: print(run.id, flush=True); os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=False)
@@ -77,7 +77,7 @@ def test_a_run_of_a_dead_process_is_ended_and_a_living_one_left(opened: str) -> 
 
 
 def test_a_metric_may_have_a_name_of_the_users_own(world: World) -> None:
-    open_store(Tracking(uri=world.store, experiment="names", system_metrics=False))
+    open_store(Tracking(uri=world.store, experiment="names", system_metrics=False, patience_s=0))
     with started("named", {}) as run:
         run.metrics({"contamination/my, 'own' set+/8gram": 3.0, "rows/train": 1.0})
     assert MlflowClient().get_run(run.id).data.metrics == {"contamination/my_ _own_ set_/8gram": 3.0, "rows/train": 1.0}
@@ -89,7 +89,7 @@ def test_flatten_names_every_leaf() -> None:
 
 def test_an_absent_server_is_said_plainly(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(Unreachable, match="no MLflow server answers at http://127"):
-        open_store(Tracking(uri="http://127.0.0.1:9", experiment="e", system_metrics=False))
+        open_store(Tracking(uri="http://127.0.0.1:9", experiment="e", system_metrics=False, patience_s=0))
     assert world.run("prepare", "tracking.uri=http://127.0.0.1:9") == 4
     assert capsys.readouterr().err.startswith("tunesmith: tracking.uri: no MLflow server answers")
     assert not [path for path in world.folder.rglob("*") if path.is_file()]
@@ -131,12 +131,21 @@ def uninterrupted(finished: World, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_goes_on_where_it_stopped(
-    finished: World, world: World, uninterrupted: bytes, signum: signal.Signals
+    finished: World,
+    world: World,
+    uninterrupted: bytes,
+    signum: signal.Signals,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Stopped in mid-training: KILLED with a checkpoint; started again: the very same adapter."""
+    """Stopped in mid-training: KILLED with a checkpoint; started again: the very same adapter, in the same run.
+
+    Meanwhile another start is refused.
+    """
     rows = f"sft.rows={finished.product('rows')}"
     process = start(world, rows)
     _wait_for_step(world, process)
+    assert world.run("sft", *LONG, rows) == 2
+    assert f"another start is at work on it: process {process.pid} on" in capsys.readouterr().err
     process.send_signal(signum)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == (-9 if signum == signal.SIGKILL else 128 + signum), output
@@ -147,7 +156,13 @@ def test_a_stopped_run_goes_on_where_it_stopped(
     if signum != signal.SIGKILL:
         assert MlflowClient().get_run(run_id).info.status == "KILLED"
     assert world.run("sft", *LONG, rows) == 0
-    assert MlflowClient().get_run(run_id).info.status == "KILLED"
+    assert f"sft: goes on in run {run_id}" in capsys.readouterr().out
+    run = MlflowClient().get_run(run_id)
+    assert (run.info.status, run.data.tags["resumed"]) == ("FINISHED", "1")
+    assert run.data.tags["owner.pid"] == str(os.getpid())
+    assert not {"error", "stopped"} & run.data.tags.keys()
+    assert [p.step for p in MlflowClient().get_metric_history(run_id, "sft/loss")] == list(range(1, 61))
+    assert not list(world.folder.glob("adapters/*.run"))
     assert (world.product("adapter") / "adapter_model.safetensors").read_bytes() == uninterrupted
 
 

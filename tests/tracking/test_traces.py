@@ -34,7 +34,7 @@ def experiment(store: str, request: pytest.FixtureRequest, monkeypatch: pytest.M
     """An experiment of the test's own, set as the one that traces go to, each before its call returns."""
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "false")
     mlflow.tracing.reset()
-    open_store(Tracking(uri=store, experiment="tunesmith", system_metrics=False))
+    open_store(Tracking(uri=store, experiment="tunesmith", system_metrics=False, patience_s=0))
     name = f"served {request.node.name}"
     mlflow.set_experiment(name)
     yield name
