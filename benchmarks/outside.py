@@ -9,6 +9,7 @@ from functools import cache
 # `*` stands for a name of the user's own.
 OUTSIDE: dict[str, object] = {
     "seed": -1,
+    "resume": "",
     "tracking.uri": "",
     "tracking.experiment": "",
     "tracking.patience_s": -1,

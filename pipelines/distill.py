@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.config.schema import Config
 from pipelines.config.teaching import FROM_GENERATED
+from pipelines.contract import terms
 from pipelines.dataset.questions import write_questions
 from pipelines.dataset.row import Row
 from pipelines.dataset.rows import read_rows
@@ -15,6 +16,7 @@ from pipelines.policy.base import load_tokenizer, template_switches
 from pipelines.policy.lengths import Room, prompt_lengths
 from pipelines.product import Product
 from pipelines.progress import say
+from pipelines.stages import STAGES
 from pipelines.subjects.teacher import find, loaded
 from pipelines.tracking.pictures import loss_curve
 from pipelines.tracking.run import Run, finite
@@ -65,7 +67,7 @@ def _learn_from_live(config: Config, inputs: dict[str, Product], work: Path, run
     student = load_learner(config, inputs.get("adapter"))
     asked = method.Asked(rows, lengths)
     trainer = method.build_trainer(config, settings, (student, there), tokenizer, asked, work)
-    made = _fit(config, trainer, tokenizer, method.rows_per_step(settings), work, run)
+    made = _fit(config, inputs, (trainer, tokenizer), method.rows_per_step(settings), work, run)
     return made | {"teacher": teacher.record(), "generated": None}, rows
 
 
@@ -90,7 +92,7 @@ def _learn_from_written(config: Config, inputs: dict[str, Product], work: Path, 
     else:
         trainer = stored_logits.build_trainer(config, settings, student, tokenizer, examples, stored)
     imitation.check_labels(trainer, audited)
-    made = _fit(config, trainer, tokenizer, imitation.rows_per_step(trainer), work, run)
+    made = _fit(config, inputs, (trainer, tokenizer), imitation.rows_per_step(trainer), work, run)
     return made | {"teacher": generated.about.get("teacher"), "generated": generated.digest}, rows
 
 
@@ -113,13 +115,22 @@ def _rows(config: Config, rows: Product) -> list[Row]:
     return found
 
 
-def _fit(config: Config, trainer: Any, tokenizer: Any, rows_per_step: int, work: Path, run: Run) -> dict[str, Any]:
+def _fit(
+    config: Config,
+    inputs: Mapping[str, Product],
+    trained: tuple[Any, Any],
+    rows_per_step: int,
+    work: Path,
+    run: Run,
+) -> dict[str, Any]:
     from pipelines.policy.fit import fit, hand_over
 
+    trainer, tokenizer = trained
     fitted = fit(
         trainer,
         lambda values, step: run.metrics(finite({f"distill/{name}": v for name, v in values.items()}), step),
         rows_per_step,
+        terms(STAGES[STAGE], config, inputs),
     )
     made = hand_over(config, trainer, tokenizer, fitted, work)
     run.data(loss_curve(fitted.history), "distill/loss.png")

@@ -52,6 +52,8 @@ def sweep(stage: str, jobs: Sequence[Composed]) -> None:
 def _check_ahead(stage: str, config: Config) -> None:
     """What later stages need beside rows and models is looked at first: training would be in vain without it."""
     stages = config.flow if stage == "finetune" else [stage]
+    if config.resume and not {"sft", "distill", "grpo"} & set(stages):
+        raise UserError(f"resume: sft, distill and grpo go on from checkpoints, {stage} has none")
     if {"prepare", "generate", "grpo", "evaluate"} & set(stages):
         from pipelines.verification.precheck import check as check_verifiers
 

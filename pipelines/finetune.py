@@ -5,13 +5,15 @@ from pathlib import Path
 from pipelines.config.compose import as_yaml
 from pipelines.config.paths import PROJECT
 from pipelines.config.schema import Config
+from pipelines.errors import UserError
 from pipelines.holding import held
 from pipelines.perform import run_stage
 from pipelines.product import Product, digest_of
 from pipelines.progress import say
+from pipelines.resume import wrote
 from pipelines.stages import FINGERPRINT_LENGTH, STAGES, named_input
 from pipelines.tracking.kept import Kept
-from pipelines.tracking.run import started
+from pipelines.tracking.run import Run, started
 from pipelines.tracking.source import code_digest
 
 ACCURACY = "eval/correctness/accuracy"
@@ -21,9 +23,12 @@ IN_SCOPE = "eval/correctness/num_in_scope"
 def run(config: Config) -> None:
     """Runs every stage, handing each product on; a stage whose product is there is reused.
 
-    A flow that was stopped goes on in its own run, with the children that it has.
+    A flow that was stopped goes on in its own run, with the children that it has. Raises UserError where `resume` is
+    of a stage that isn't in the flow.
     """
-    made: dict[str, Product] = {}  # by kind: of two adapters the later one goes on
+    resumed = wrote(config.resume) if config.resume else None
+    if resumed is not None and resumed not in config.flow:
+        raise UserError(f"resume: {config.resume} is of {resumed}, which is not in flow: {', '.join(config.flow)}")
     folder = _place(config)
     kept = Kept(folder, config.tracking.patience_s)
     with held(folder) as hold:
@@ -31,14 +36,22 @@ def run(config: Config) -> None:
             kept.forget()
         with started("finetune", {"stage": "finetune"}, kept) as flow:
             hold.names(flow.id)
-            flow.data(as_yaml(config), "config.yaml")
-            for name in config.flow:
-                stage = STAGES[name]
-                inputs = {kind: named_input(stage, config, kind) or made[kind] for kind in stage.wanted(config)}
-                made[stage.kind] = run_stage(stage, config, inputs)
-                flow.tags({f"product.{name}": made[stage.kind].digest})
-            flow.metrics(made["scores"].about["metrics"])
+            made = _stages(config, flow, resumed)
     say(_summary(made))
+
+
+def _stages(config: Config, flow: Run, resumed: str | None) -> dict[str, Product]:
+    """What the stages made, by kind: of two adapters the later one goes on. `resumed` is the stage that goes on."""
+    made: dict[str, Product] = {}
+    flow.data(as_yaml(config), "config.yaml")
+    for name in config.flow:
+        stage = STAGES[name]
+        inputs = {kind: named_input(stage, config, kind) or made[kind] for kind in stage.wanted(config)}
+        asked = config if name == resumed else config.model_copy(update={"resume": None})
+        made[stage.kind] = run_stage(stage, asked, inputs)
+        flow.tags({f"product.{name}": made[stage.kind].digest})
+    flow.metrics(made["scores"].about["metrics"])
+    return made
 
 
 def _place(config: Config) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.schema import Config
+from pipelines.contract import terms
 from pipelines.dataset.questions import write_questions
 from pipelines.dataset.row import Row
 from pipelines.dataset.rows import read_rows
@@ -24,6 +25,7 @@ from pipelines.rewards.recorder import WHOLE, Recorder
 from pipelines.rewards.rollouts import FILE, Batch, Rollouts
 from pipelines.rewards.scoring import Scorer
 from pipelines.rewards.spawned import spawned
+from pipelines.stages import STAGES
 from pipelines.tracking.episodes import log_episode
 from pipelines.tracking.pictures import reward_curves
 from pipelines.tracking.run import Run, finite
@@ -53,13 +55,11 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
         f"  {len(rows):,} prompts of at most {max(lengths.values())} tokens, {settings.num_generations} answers to each"
     )
     if config.grpo.asynchronous:
-        made = _train_aside(config, settings, (tokenizer, rows, inputs["rows"].file(f"{SPLIT}.jsonl")), work, run)
+        made = _train_aside(config, settings, (tokenizer, rows, inputs), work, run)
     else:
         with _verifiers(config) as (checked, audit):
             scorer = Scorer(config.grpo, checked, audit, settings.max_completion_length, config.seed)
-            made = _train(
-                config, settings, (tokenizer, rows, lengths, scorer, checked), inputs.get("adapter"), work, run
-            )
+            made = _train(config, settings, (tokenizer, rows, lengths, scorer, checked), inputs, work, run)
             _told(checked, run)
     parent = inputs.get("adapter")
     # Evaluation refuses held-out rows that were trained on, here or in the adapter that this one goes on from.
@@ -95,7 +95,7 @@ def _train(
     config: Config,
     settings: Any,
     parts: tuple[Any, list[Row], Mapping[str, int], Scorer, Verification],
-    parent: Product | None,
+    inputs: Mapping[str, Product],
     work: Path,
     run: Run,
 ) -> dict[str, Any]:
@@ -103,6 +103,7 @@ def _train(
     from pipelines.policy.reinforce import Asked, build_trainer, load_policy, reinforce
 
     tokenizer, rows, lengths, scorer, checked = parts
+    parent = inputs.get("adapter")
     policy = load_policy(config, settings, parent)
     if config.grpo.pass_rate.samples is not None:
         rows = _worth_asking(config, settings, (policy, tokenizer), rows, checked, work)
@@ -116,7 +117,7 @@ def _train(
     trainer = build_trainer(config, settings, policy, tokenizer, asked, work)
     recorder.ends, recorder.has_tools = frozenset(trainer.eos_token_ids), environment is not None
     try:
-        fitted = reinforce(trainer, recorder.begin_at, recorder.log)
+        fitted = reinforce(trainer, recorder.begin_at, recorder.log, terms(STAGES["grpo"], config, inputs))
     finally:
         _log_rollouts(rollouts, recorder.history, work, run)
     made = hand_over(config, trainer, tokenizer, fitted, work)
@@ -160,18 +161,19 @@ def _worth_asking(
 
 
 def _train_aside(
-    config: Config, settings: Any, parts: tuple[Any, list[Row], Path], work: Path, run: Run
+    config: Config, settings: Any, parts: tuple[Any, list[Row], Mapping[str, Product]], work: Path, run: Run
 ) -> dict[str, Any]:
     """As `_train`, with answers that are made and rewarded in a process of their own while training goes on."""
     from pipelines.policy.asynchronous import Logged, build_trainer, train
     from pipelines.policy.fit import hand_over
 
-    tokenizer, rows, place = parts
+    tokenizer, rows, inputs = parts
+    place = inputs["rows"].file(f"{SPLIT}.jsonl")
     rollouts, ends = Rollouts(work / "rollouts", run.id), end_tokens(config.model, tokenizer)
     reward = spawned(config, place, work / "rollouts", run.id, settings.max_completion_length, ends)
     trainer = build_trainer(config, settings, tokenizer, rows, reward)
     try:
-        fitted = train(trainer, Logged(config.grpo.watch, Sink(run)))
+        fitted = train(trainer, Logged(config.grpo.watch, Sink(run)), terms(STAGES["grpo"], config, inputs))
     finally:
         if rollouts.gather(work / FILE).num_rows:
             run.file(work / FILE, "grpo")

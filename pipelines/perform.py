@@ -8,10 +8,12 @@ from pipelines import product as products
 from pipelines.config.compose import as_yaml
 from pipelines.config.paths import resolve
 from pipelines.config.schema import Config
+from pipelines.contract import terms
 from pipelines.errors import UserError
 from pipelines.holding import Hold, held
 from pipelines.product import Product
 from pipelines.progress import say
+from pipelines.resume import bring
 from pipelines.stages import Stage, fingerprint_of, place
 from pipelines.tracking.kept import Kept
 from pipelines.tracking.run import Run, find_finished, flatten, is_child_of_open, started
@@ -45,6 +47,8 @@ def _made_anew(
     # What a stage's `check` left there is this attempt's own.
     if not config.reuse and not hasattr(stage.module, "check"):
         products.discard(work)
+    if config.resume and stage.kind == "adapter":
+        bring(config.resume, work, terms(stage, config, inputs))
     with started(stage.name, {"stage": stage.name, "fingerprint": fingerprint}, kept) as run:
         hold.names(run.id)
         made = _make(stage, config, inputs, work, run)

@@ -1,14 +1,17 @@
 """rows -> adapter: supervised fine-tuning through TRL's SFTTrainer, its loss mask audited first."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines.config.schema import Config
+from pipelines.contract import terms
 from pipelines.dataset.questions import write_questions
 from pipelines.dataset.rows import read_rows
 from pipelines.policy import mask
 from pipelines.policy.base import template_switches
 from pipelines.product import Product
+from pipelines.stages import STAGES
 from pipelines.tracking.pictures import length_histogram, loss_curve
 from pipelines.tracking.run import Run, finite
 
@@ -30,7 +33,7 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     trainer = build_trainer(config, settings, tokenizer, examples)
     check_labels(trainer, audited)
     examples.clear()  # the trainer has its own copy
-    fitted = _fit(trainer, run)
+    fitted = _fit(trainer, terms(STAGES[STAGE], config, inputs), run)
     run.data(length_histogram(audited.lengths, config.sft.trainer.get("max_length")), "audit/lengths.png")
     # Evaluation refuses held-out rows that are among them, whoever brings the rows.
     write_questions(work, (row for split in SPLITS for row in read_rows(inputs["rows"].file(f"{split}.jsonl"))))
@@ -71,7 +74,7 @@ def build_trainer(config: Config, settings: Any, tokenizer: Any, examples: dict[
     return trainer
 
 
-def _fit(trainer: Any, run: Run) -> Any:
+def _fit(trainer: Any, terms: Mapping[str, Any], run: Run) -> Any:
     from pipelines.policy.fit import fit
     from pipelines.policy.imitation import rows_per_step
 
@@ -79,6 +82,7 @@ def _fit(trainer: Any, run: Run) -> Any:
         trainer,
         lambda values, step: run.metrics(finite({f"sft/{name}": v for name, v in values.items()}), step),
         rows_per_step(trainer),
+        terms,
     )
 
 

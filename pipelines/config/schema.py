@@ -752,6 +752,7 @@ class Config(Block):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     reuse: bool
+    resume: Text | None
     flow: list[Literal["prepare", "generate", "sft", "distill", "grpo", "evaluate", "package", "promote"]]
     tracking: Tracking
     paths: Paths

@@ -34,7 +34,7 @@ _TRAINER = {
     "fp16": "compute.dtype",
     "report_to": "tracking",
     "disable_tqdm": "the terminal",
-    "resume_from_checkpoint": "reuse",
+    "resume_from_checkpoint": "resume",
     "trust_remote_code": "always false",
     "model_init_kwargs": "model and compute",
     "push_to_hub": "the registry",

@@ -108,11 +108,11 @@ def build_trainer(
     return trainer
 
 
-def train(trainer: AsyncGRPOTrainer, log: Log) -> Fitted:
+def train(trainer: AsyncGRPOTrainer, log: Log, terms: Mapping[str, Any]) -> Fitted:
     """Trains to the end. Raises UserError where the process that makes the answers ended for such."""
     args = trainer.args
     try:
-        return fit(trainer, log, args.per_device_train_batch_size * args.gradient_accumulation_steps)
+        return fit(trainer, log, args.per_device_train_batch_size * args.gradient_accumulation_steps, terms)
     except RuntimeError as error:
         # TRL tells of an error in that process by its class, its text and where it arose, as the cause's text.
         kind, _, told = str(error.__cause__).partition("\nTraceback")[0].partition(": ")

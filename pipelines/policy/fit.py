@@ -3,34 +3,27 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipelines import stopping
 from pipelines.config.schema import Config, Model
 from pipelines.errors import UserError
+from pipelines.policy.checkpoints import CHECKPOINTS, STATE, hold, newest_checkpoint, sealed
+from pipelines.policy.in_force import in_force
+from pipelines.policy.resuming import Resumed
+from pipelines.policy.saving import EpochStart, SealedSaves
 from pipelines.policy.start import ADAPTER, save_over_published_base
 from pipelines.progress import Meter, meter, say
 
-CHECKPOINTS = "checkpoints"
 START = "start"  # the untrained adapter, where its start took weights from the base
-EPOCH_START = "epoch_start.safetensors"
-CHECKPOINT_FILES = (
-    "trainer_state.json",
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state.pth",
-    "adapter_model.safetensors",
-    EPOCH_START,
-)
 
 Log = Callable[[Mapping[str, float], int], None]
+BeginAt = Callable[[int, Sequence[Mapping[str, float]]], None]
 
 
 @dataclass(frozen=True)
@@ -61,26 +54,50 @@ def trainer_settings(cls: type, field: str, config: Config, work: Path) -> Any:
         raise UserError(f"{field}: {' '.join(str(error).split())}") from None
 
 
-def fit(trainer: Any, log: Log, rows_per_step: int, steps_at_once: int = 1) -> Fitted:
-    """Trains to the end, from the newest complete checkpoint where there is one.
+def fit(
+    trainer: Any,
+    log: Log,
+    rows_per_step: int,
+    terms: Mapping[str, Any],
+    steps_at_once: int = 1,
+    begin_at: BeginAt | None = None,
+) -> Fitted:
+    """Trains to the end, from the newest whole checkpoint where there is one; `begin_at` is told its step and logs.
 
-    SIGTERM and Ctrl-C end it after the current step, or where `steps_at_once` steps share what was generated for them
-    after the last of these, with a checkpoint written (raises Stopped). Raises UserError where loss or gradient stop
-    being finite, or where the adapter comes out so.
+    `terms` are what a resume may not change, beside what the trainer says of itself. SIGTERM and Ctrl-C end it after
+    the current step, or where `steps_at_once` steps share what was generated for them after the last of these, with a
+    checkpoint written (raises Stopped). Raises UserError where loss or gradient stop being finite, where the adapter
+    comes out so, or where the checkpoint was written under other terms.
     """
-    checkpoint = newest_checkpoint(Path(trainer.args.output_dir))
-    start = _step_of(checkpoint) if checkpoint else 0
-    if checkpoint:
-        say(f"  going on from step {start}")
+    folder = Path(trainer.args.output_dir)
+    contract = {**terms, **in_force(trainer, folder.parent / START)}
+    checkpoint = newest_checkpoint(folder)
+    start = _go_on(trainer, checkpoint, contract, begin_at)
     trainer.remove_callback(PrinterCallback)
     total = planned_steps(trainer)
-    with stopping.deferred() as deferral, meter("training", total, "steps") as shown:
+    epoch_start = EpochStart(checkpoint)
+    saving = SealedSaves(trainer, contract, epoch_start)
+    with saving as saves, stopping.deferred() as deferral, meter("training", total, "steps") as shown:
         shown.begin_at(start)
-        trainer.add_callback(_Watch(deferral, log, shown, rows_per_step, steps_at_once))
-        trainer.add_callback(_EpochStart(checkpoint))
+        trainer.add_callback(_Watch(deferral, log, shown, rows_per_step, steps_at_once, saves))
+        trainer.add_callback(epoch_start)
         output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _refuse_non_finite(trainer.model)
     return Fitted(output.global_step, output.metrics["train_runtime"], _history(trainer.state), start)
+
+
+def _go_on(trainer: Any, checkpoint: Path | None, contract: Mapping[str, Any], begin_at: BeginAt | None) -> int:
+    """The step that training begins from, everything told that has to know it."""
+    step, history = 0, []
+    if checkpoint:
+        hold(checkpoint, contract)
+        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        step, history = int(state["global_step"]), state["log_history"]
+        say(f"  going on from step {step}")
+        trainer.add_callback(Resumed(trainer, checkpoint, sealed(checkpoint)["best"]))
+    if begin_at:
+        begin_at(step, history)
+    return step
 
 
 def planned_steps(trainer: Any) -> int:
@@ -90,34 +107,6 @@ def planned_steps(trainer: Any) -> int:
         return int(args.max_steps)
     per_epoch = math.ceil(len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps)
     return math.ceil(per_epoch * args.num_train_epochs)
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The highest-numbered checkpoint with every file that an exact resume needs; others are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=_step_of, reverse=True)
-    for checkpoint in found:
-        missing = _damage(checkpoint)
-        if not missing:
-            return checkpoint
-        # Left in place it would count as one of those that rotation keeps.
-        say(f"  {checkpoint.name} is incomplete ({missing}); using an older one if there is one")
-        shutil.rmtree(checkpoint)
-    return None
-
-
-def _damage(checkpoint: Path) -> str:
-    missing = [name for name in CHECKPOINT_FILES if not (checkpoint / name).is_file()]
-    if missing:
-        return f"no {missing[0]}"
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except ValueError:
-        return "trainer_state.json is cut"
-    return ""
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _history(state: TrainerState) -> list[dict[str, float]]:
@@ -167,37 +156,20 @@ def save_adapter(trainer: Any, tokenizer: Any, model: Model, folder: Path, start
     trainer.model.get_base_model().generation_config.save_pretrained(str(folder))
 
 
-class _EpochStart(TrainerCallback):
-    """Keeps the random state in which the epoch began, for a resume in its middle.
-
-    The trainer's length-grouped sampler shuffles from the global state; a checkpoint holds only the later one, so
-    without this a resumed run would see the rest of the epoch in another order.
-    """
-
-    def __init__(self, checkpoint: Path | None) -> None:
-        self.resumed = load_file(checkpoint / EPOCH_START)["state"] if checkpoint else None
-        self.state = torch.get_rng_state()
-
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self.resumed is not None:
-            torch.set_rng_state(self.resumed)
-            self.resumed = None
-        self.state = torch.get_rng_state()
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        ended = state.epoch is not None and state.epoch == round(state.epoch)
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        save_file({"state": torch.get_rng_state() if ended else self.state}, folder / EPOCH_START)
-
-
 class _Watch(TrainerCallback):
     """Progress, metrics, and the two reasons to stop: a signal and a loss that is no number."""
 
     def __init__(
-        self, deferral: stopping.Deferral, log: Log, shown: Meter, rows_per_step: int, steps_at_once: int
+        self,
+        deferral: stopping.Deferral,
+        log: Log,
+        shown: Meter,
+        rows_per_step: int,
+        steps_at_once: int,
+        saves: SealedSaves,
     ) -> None:
         self.deferral, self.log, self.shown, self.rows_per_step = deferral, log, shown, rows_per_step
-        self.steps_at_once = steps_at_once
+        self.steps_at_once, self.saves = steps_at_once, saves
         self.note = ""
 
     def on_step_end(
@@ -205,8 +177,10 @@ class _Watch(TrainerCallback):
     ) -> TrainerControl:
         self.shown.advance(1, f"{self.rows_per_step * self.shown.pace():.0f} rows/s{self.note}")
         if self.deferral.signum is not None and state.global_step % self.steps_at_once == 0:
+            # An evaluation that is due here is made before: without it the resumed run would choose its best model
+            # from others, and stop early at another step.
+            self.saves.planned = control.should_save
             control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
         return control
 
     def on_log(

@@ -9,7 +9,8 @@ from pipelines.config.schema import Config
 from pipelines.errors import UserError
 from pipelines.policy import adapter as adapters
 from pipelines.policy.base import load_base
-from pipelines.policy.fit import CHECKPOINTS, START
+from pipelines.policy.checkpoints import CHECKPOINTS
+from pipelines.policy.fit import START
 from pipelines.policy.memory import keep_freed
 from pipelines.policy.packing import PROMPT_METHODS
 from pipelines.policy.start import fit_quantization_error, on_top, save_start

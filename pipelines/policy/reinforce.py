@@ -14,7 +14,7 @@ from pipelines.dataset.row import Row
 from pipelines.errors import UserError
 from pipelines.policy import adapter as adapters
 from pipelines.policy.base import template_switches
-from pipelines.policy.fit import Fitted, fit, newest_checkpoint, trainer_settings
+from pipelines.policy.fit import BeginAt, Fitted, fit, trainer_settings
 from pipelines.policy.learner import begin, load_learner, peft_of
 from pipelines.policy.shared_prompt import SharedPromptTrainer, can_share
 from pipelines.policy.tool_parsing import ready_for_tools
@@ -85,16 +85,11 @@ def build_trainer(
     return trainer
 
 
-def reinforce(trainer: GRPOTrainer, begin_at: Callable[[int, Sequence[Mapping[str, float]]], None], log: Any) -> Fitted:
+def reinforce(trainer: GRPOTrainer, begin_at: BeginAt, log: Any, terms: Mapping[str, Any]) -> Fitted:
     """Trains to the end or on from the newest checkpoint, of whose step and logs `begin_at` is told."""
     args = trainer.args
-    if checkpoint := newest_checkpoint(Path(args.output_dir)):
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        begin_at(state["global_step"], state["log_history"])
-    else:
-        begin_at(0, [])
     per_step = args.generation_batch_size // steps_at_once(args)
-    return fit(trainer, log, per_step, steps_at_once(args))
+    return fit(trainer, log, per_step, terms, steps_at_once(args), begin_at)
 
 
 def _dataset(asked: Asked) -> Dataset:

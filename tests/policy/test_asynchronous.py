@@ -252,14 +252,14 @@ def test_trainer_has_a_new_adapter_and_sends_the_base(
     assert trainer.args.max_inflight_tasks == 4 * 32 * 4  # staleness, micro-batch, accumulation
     logged: list[Mapping[str, float]] = []
     with pytest.raises(UserError, match=r"^task.verify: 24 of 24 have no verdict$"):
-        train(trainer, lambda values, step: logged.append(values))
+        train(trainer, lambda values, step: logged.append(values), {})
     assert worker.told == ["version 1", "start", "stop"]
     published = dict(trainer.model.get_base_model().named_parameters())
     assert "model.layers.0.self_attn.q_proj.weight" in weights.sent
     assert torch.equal(weights.sent["model.embed_tokens.weight"], published["model.embed_tokens.weight"])
     worker.error = failed("ValueError: else")
     with pytest.raises(RuntimeError, match="Rollout worker child has failed"):
-        train(trainer, lambda values, step: logged.append(values))
+        train(trainer, lambda values, step: logged.append(values), {})
 
 
 @pytest.mark.parametrize(

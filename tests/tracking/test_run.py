@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -182,19 +181,3 @@ def _last_run(world: World) -> str:
         [experiment], "tags.stage = 'sft'", order_by=["attributes.start_time DESC"], max_results=1
     )
     return str(found[0].info.run_id)
-
-
-def test_a_checkpoint_that_lacks_a_file_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from pipelines.policy.fit import CHECKPOINT_FILES, newest_checkpoint
-
-    for step in (9, 20):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        for name in CHECKPOINT_FILES:
-            (folder / name).write_text("{}")
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-20"
-    (tmp_path / "checkpoint-20" / "optimizer.pt").unlink()
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-9"
-    assert "checkpoint-20 is incomplete (no optimizer.pt)" in capsys.readouterr().out
-    (tmp_path / "checkpoint-9" / "trainer_state.json").write_text('{"log')
-    assert newest_checkpoint(tmp_path) is None
