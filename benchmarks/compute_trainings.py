@@ -41,7 +41,7 @@ class Training:
         from pipelines.dataset.row import Row
         from pipelines.policy import imitation, mask
         from pipelines.policy.base import load_tokenizer, pin
-        from pipelines.policy.fit import fit, hand_over
+        from pipelines.policy.fit import Course, fit, hand_over
         from pipelines.stages import STAGES
 
         config = compose([*self._settings(), *self.overrides]).config
@@ -66,9 +66,8 @@ class Training:
         encoded = mask.encode(tokenizer, rows, {}, config.sft.loss)
         examples = {"train": encoded[:ROWS], "validation": encoded[ROWS:]}
         trainer = sft.build_trainer(config, settings, tokenizer, examples)
-        fitted = fit(
-            trainer, lambda values, step: None, imitation.rows_per_step(trainer), terms(STAGES["sft"], config, {})
-        )
+        course = Course(imitation.rows_per_step(trainer), terms(STAGES["sft"], config, {}))
+        fitted = fit(trainer, lambda values, step: None, course)
         if PartialState().is_main_process:
             hand_over(config, trainer, tokenizer, fitted, work)
 

@@ -41,6 +41,12 @@ def files(config: Config) -> Mapping[str, Any]:
 
 def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
     """Trains the adapter into `work`; returns what its manifest says about it."""
+    from pipelines.policy.out_of_memory import smaller_until_it_fits
+
+    return smaller_until_it_fits(config, STAGE, work, lambda fitting: _train(fitting, inputs, work, run), run.tags)
+
+
+def _train(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
     learn = _learn_from_written if config.distill.method in FROM_GENERATED else _learn_from_live
     parent = inputs.get("adapter")
     made, rows = learn(config, inputs, work, run)
@@ -123,14 +129,15 @@ def _fit(
     work: Path,
     run: Run,
 ) -> dict[str, Any]:
-    from pipelines.policy.fit import fit, hand_over
+    from pipelines.policy.fit import Course, fit, hand_over
+    from pipelines.policy.spikes import Spikes
 
     trainer, tokenizer = trained
+    spikes = Spikes(config.distill.watch, lambda records: run.table(records, f"{STAGE}/loss_spikes.json"), STAGE)
     fitted = fit(
         trainer,
         lambda values, step: run.metrics(finite({f"distill/{name}": v for name, v in values.items()}), step),
-        rows_per_step,
-        terms(STAGES[STAGE], config, inputs),
+        Course(rows_per_step, terms(STAGES[STAGE], config, inputs), spikes=spikes),
     )
     made = hand_over(config, trainer, tokenizer, fitted, work)
     run.data(loss_curve(fitted.history), "distill/loss.png")

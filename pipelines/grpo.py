@@ -31,6 +31,7 @@ from pipelines.tracking.pictures import reward_curves
 from pipelines.tracking.run import Run, finite
 from pipelines.verification import Verification, verification
 
+STAGE = "grpo"
 SPLIT = "train"
 RATES = "pass_rates.json"  # of each row, how many samples were right and how many had a verdict
 ROWS_AT_ONCE = 512
@@ -43,6 +44,14 @@ def unneeded(config: Config) -> tuple[str, ...]:
 
 def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
     """Trains the adapter into `work`; returns what its manifest says about it."""
+    from pipelines.policy.out_of_memory import smaller_until_it_fits
+
+    if config.grpo.asynchronous:  # the process that makes the answers can't begin anew
+        return _run(config, inputs, work, run)
+    return smaller_until_it_fits(config, STAGE, work, lambda fitting: _run(fitting, inputs, work, run), run.tags)
+
+
+def _run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
     method = importlib.import_module(f"pipelines.policy.{'asynchronous' if config.grpo.asynchronous else 'reinforce'}")
     settings = method.settings_of(config, work)
     rows = _rows(config, inputs["rows"])

@@ -21,6 +21,12 @@ SPLITS = ("train", "validation")
 
 def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
     """Trains the adapter into `work`; returns what its manifest says about it."""
+    from pipelines.policy.out_of_memory import smaller_until_it_fits
+
+    return smaller_until_it_fits(config, STAGE, work, lambda fitting: _train(fitting, inputs, work, run), run.tags)
+
+
+def _train(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
     from pipelines.policy.imitation import audit, check_labels
 
     settings = trainer_settings(config, work)
@@ -33,7 +39,7 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     trainer = build_trainer(config, settings, tokenizer, examples)
     check_labels(trainer, audited)
     examples.clear()  # the trainer has its own copy
-    fitted = _fit(trainer, terms(STAGES[STAGE], config, inputs), run)
+    fitted = _fit(config, trainer, terms(STAGES[STAGE], config, inputs), run)
     run.data(length_histogram(audited.lengths, config.sft.trainer.get("max_length")), "audit/lengths.png")
     # Evaluation refuses held-out rows that are among them, whoever brings the rows.
     write_questions(work, (row for split in SPLITS for row in read_rows(inputs["rows"].file(f"{split}.jsonl"))))
@@ -74,15 +80,16 @@ def build_trainer(config: Config, settings: Any, tokenizer: Any, examples: dict[
     return trainer
 
 
-def _fit(trainer: Any, terms: Mapping[str, Any], run: Run) -> Any:
-    from pipelines.policy.fit import fit
+def _fit(config: Config, trainer: Any, terms: Mapping[str, Any], run: Run) -> Any:
+    from pipelines.policy.fit import Course, fit
     from pipelines.policy.imitation import rows_per_step
+    from pipelines.policy.spikes import Spikes
 
+    spikes = Spikes(config.sft.watch, lambda records: run.table(records, f"{STAGE}/loss_spikes.json"), STAGE)
     return fit(
         trainer,
         lambda values, step: run.metrics(finite({f"sft/{name}": v for name, v in values.items()}), step),
-        rows_per_step(trainer),
-        terms,
+        Course(rows_per_step(trainer), terms, spikes=spikes),
     )
 
 

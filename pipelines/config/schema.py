@@ -20,6 +20,7 @@ from pipelines.config.block import (
     Text,
 )
 from pipelines.config.teaching import FROM_GENERATED, Distill, Generate, Teacher
+from pipelines.config.watching import Alarm, LossWatch
 
 SOURCE_KINDS = ("path", "hub", "sql", "traces", "rows", "generate")
 Shape = Literal[
@@ -370,6 +371,7 @@ class Sft(Block):
     loss: Literal["completion", "assistant"]
     early_stopping_patience: Count | None
     audit: Audit
+    watch: LossWatch
     trainer: dict[str, Any]
 
 
@@ -442,13 +444,6 @@ class Rewards(Block):
                 "low and high"
             )
         return self
-
-
-class Alarm(Block):
-    """Raised while the value is beyond `limit`; null never raises it. `stop` ends the run."""
-
-    limit: Annotated[float, Field(ge=0)] | None
-    stop: bool
 
 
 class Watch(Block):

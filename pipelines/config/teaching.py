@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.config.block import Block, Count, EndpointFields, License, Name, Quantization, Text
+from pipelines.config.watching import LossWatch
 
 METHODS = ("on_policy", "prompted", "cross_tokenizer", "sequence", "stored_logits")
 FROM_GENERATED = ("sequence", "stored_logits")  # methods that learn from what generate wrote, without the teacher
@@ -55,6 +56,7 @@ class Distill(Block):
     method: Literal["on_policy", "prompted", "cross_tokenizer", "sequence", "stored_logits"]
     prompt: Text | None
     recipe: Name
+    watch: LossWatch
     trainer: dict[str, Any]
 
     @model_validator(mode="after")

@@ -17,7 +17,8 @@ from pipelines.dataset.row import Row
 from pipelines.errors import Unreachable, UserError
 from pipelines.policy import adapter as adapters
 from pipelines.policy.base import source, template_switches
-from pipelines.policy.fit import Fitted, Log, fit, trainer_settings
+from pipelines.policy.fit import Course, Fitted, Log, fit, trainer_settings
+from pipelines.policy.geometry import rows_of_step
 from pipelines.progress import say
 from pipelines.rewards.recorder import Sink
 from pipelines.rewards.spawned import SpawnedReward
@@ -112,7 +113,7 @@ def train(trainer: AsyncGRPOTrainer, log: Log, terms: Mapping[str, Any]) -> Fitt
     """Trains to the end. Raises UserError where the process that makes the answers ended for such."""
     args = trainer.args
     try:
-        return fit(trainer, log, args.per_device_train_batch_size * args.gradient_accumulation_steps, terms)
+        return fit(trainer, log, Course(rows_of_step(args), terms))
     except RuntimeError as error:
         # TRL tells of an error in that process by its class, its text and where it arose, as the cause's text.
         kind, _, told = str(error.__cause__).partition("\nTraceback")[0].partition(": ")

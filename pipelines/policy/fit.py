@@ -14,9 +14,12 @@ from pipelines import stopping
 from pipelines.config.schema import Config, Model
 from pipelines.errors import UserError
 from pipelines.policy.checkpoints import CHECKPOINTS, STATE, hold, newest_checkpoint, sealed
+from pipelines.policy.health import Health
 from pipelines.policy.in_force import in_force
+from pipelines.policy.out_of_memory import told_if_too_large
 from pipelines.policy.resuming import Resumed
 from pipelines.policy.saving import EpochStart, SealedSaves
+from pipelines.policy.spikes import Spikes
 from pipelines.policy.start import ADAPTER, save_over_published_base
 from pipelines.progress import Meter, meter, say
 
@@ -54,34 +57,43 @@ def trainer_settings(cls: type, field: str, config: Config, work: Path) -> Any:
         raise UserError(f"{field}: {' '.join(str(error).split())}") from None
 
 
-def fit(
-    trainer: Any,
-    log: Log,
-    rows_per_step: int,
-    terms: Mapping[str, Any],
-    steps_at_once: int = 1,
-    begin_at: BeginAt | None = None,
-) -> Fitted:
-    """Trains to the end, from the newest whole checkpoint where there is one; `begin_at` is told its step and logs.
+@dataclass(frozen=True)
+class Course:
+    """How a training is followed.
 
-    `terms` are what a resume may not change, beside what the trainer says of itself. SIGTERM and Ctrl-C end it after
-    the current step, or where `steps_at_once` steps share what was generated for them after the last of these, with a
-    checkpoint written (raises Stopped). Raises UserError where loss or gradient stop being finite, where the adapter
-    comes out so, or where the checkpoint was written under other terms.
+    `terms` are what a resume may not change, beside what the trainer says of itself; `steps_at_once` optimizer steps
+    share what was generated for them; `begin_at` is told the step and the logs that training goes on from.
+    """
+
+    rows_per_step: int
+    terms: Mapping[str, Any]
+    steps_at_once: int = 1
+    begin_at: BeginAt | None = None
+    spikes: Spikes | None = None
+
+
+def fit(trainer: Any, log: Log, course: Course) -> Fitted:
+    """Trains to the end, from the newest whole checkpoint where there is one.
+
+    SIGTERM and Ctrl-C end it after the current step, or after the last of those that share what was generated, with a
+    checkpoint written (raises Stopped). Raises UserError within a step where loss, gradient or weights stop being
+    finite, or where the checkpoint was written under other terms; Refused where a loss spike ends the run, TooLarge
+    where memory runs out.
     """
     folder = Path(trainer.args.output_dir)
-    contract = {**terms, **in_force(trainer, folder.parent / START)}
+    contract = {**course.terms, **in_force(trainer, folder.parent / START)}
     checkpoint = newest_checkpoint(folder)
-    start = _go_on(trainer, checkpoint, contract, begin_at)
+    start = _go_on(trainer, checkpoint, contract, course.begin_at)
     trainer.remove_callback(PrinterCallback)
     total = planned_steps(trainer)
     epoch_start = EpochStart(checkpoint)
-    saving = SealedSaves(trainer, contract, epoch_start)
-    with saving as saves, stopping.deferred() as deferral, meter("training", total, "steps") as shown:
+    saving, health = SealedSaves(trainer, contract, epoch_start), Health(trainer, log, course.spikes)
+    with saving as saves, stopping.deferred() as deferral, meter("training", total, "steps") as shown, health:
         shown.begin_at(start)
-        trainer.add_callback(_Watch(deferral, log, shown, rows_per_step, steps_at_once, saves))
+        trainer.add_callback(_Watch(deferral, log, shown, course, saves))
         trainer.add_callback(epoch_start)
-        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with told_if_too_large(trainer, start):
+            output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _refuse_non_finite(trainer.model)
     return Fitted(output.global_step, output.metrics["train_runtime"], _history(trainer.state), start)
 
@@ -157,26 +169,17 @@ def save_adapter(trainer: Any, tokenizer: Any, model: Model, folder: Path, start
 
 
 class _Watch(TrainerCallback):
-    """Progress, metrics, and the two reasons to stop: a signal and a loss that is no number."""
+    """Progress, metrics, and two reasons to stop: a signal, and a loss of the validation rows that is no number."""
 
-    def __init__(
-        self,
-        deferral: stopping.Deferral,
-        log: Log,
-        shown: Meter,
-        rows_per_step: int,
-        steps_at_once: int,
-        saves: SealedSaves,
-    ) -> None:
-        self.deferral, self.log, self.shown, self.rows_per_step = deferral, log, shown, rows_per_step
-        self.steps_at_once, self.saves = steps_at_once, saves
+    def __init__(self, deferral: stopping.Deferral, log: Log, shown: Meter, course: Course, saves: SealedSaves) -> None:
+        self.deferral, self.log, self.shown, self.course, self.saves = deferral, log, shown, course, saves
         self.note = ""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        self.shown.advance(1, f"{self.rows_per_step * self.shown.pace():.0f} rows/s{self.note}")
-        if self.deferral.signum is not None and state.global_step % self.steps_at_once == 0:
+        self.shown.advance(1, f"{self.course.rows_per_step * self.shown.pace():.0f} rows/s{self.note}")
+        if self.deferral.signum is not None and state.global_step % self.course.steps_at_once == 0:
             # An evaluation that is due here is made before: without it the resumed run would choose its best model
             # from others, and stop early at another step.
             self.saves.planned = control.should_save
@@ -192,9 +195,8 @@ class _Watch(TrainerCallback):
         **_: Any,
     ) -> None:
         values = {name: float(value) for name, value in (logs or {}).items() if value is not None}
-        for name in ("loss", "grad_norm", "eval_loss"):
-            if not math.isfinite(values.get(name, 0.0)):
-                raise UserError(f"{name} is {values[name]} at step {state.global_step}; lower the learning rate")
+        if not math.isfinite(loss := values.get("eval_loss", 0.0)):
+            raise UserError(f"eval_loss is {loss} at step {state.global_step}; lower the learning rate")
         if "loss" in values:
             # A policy gradient's loss says nothing of how well it goes.
             name = "reward" if "reward" in values else "loss"

@@ -15,8 +15,10 @@ from pipelines.errors import UserError
 from pipelines.policy import mask
 from pipelines.policy.base import end_tokens
 from pipelines.policy.fit import trainer_settings
+from pipelines.policy.geometry import SameSteps, rows_of_step, with_blanks
 from pipelines.policy.learner import begin, peft_of
 from pipelines.policy.packing import check_apart, check_packing, pack, rows_per_sequence
+from pipelines.policy.row_names import ByTokens
 from pipelines.progress import say
 from pipelines.tracking.pictures import length_histogram
 
@@ -85,6 +87,12 @@ def audit(config: Config, tokenizer: Any, examples: Examples, stage: str, run: A
     return audited
 
 
+class ImitationTrainer(SameSteps, SFTTrainer):
+    """TRL's trainer, whose steps are the same rows however they are divided, and whose rows can be named."""
+
+    row_ids: ByTokens
+
+
 def build_trainer(
     config: Config, settings: SFTConfig, student: Any, tokenizer: Any, examples: Mapping[str, Examples], stage: str
 ) -> SFTTrainer:
@@ -97,7 +105,7 @@ def build_trainer(
         data = {split: pack(rows, settings.max_length) for split, rows in data.items()}
         # The trainer would pack the sequences again, a thousand at a time.
         settings.dataset_kwargs = {**(settings.dataset_kwargs or {}), "skip_prepare_dataset": True}
-    trainer = SFTTrainer(
+    trainer = ImitationTrainer(
         model=student,
         args=settings,
         train_dataset=data["train"],
@@ -105,6 +113,8 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=peft_of(config, student),
     )
+    trainer.train_dataset = with_blanks(trainer.train_dataset, settings, tokenizer.pad_token_id)
+    trainer.row_ids = ByTokens(examples["train"], settings.max_length)
     begin(config, student, trainer.model, Path(settings.output_dir).parent)
     if settings.packing:
         check_apart(trainer, f"{stage}.trainer")
@@ -120,6 +130,4 @@ def check_labels(trainer: Any, audited: mask.Audit) -> None:
 
 def rows_per_step(trainer: Any) -> int:
     """Rows of an optimizer step, on average where they are packed."""
-    args = trainer.args
-    sequences = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    return round(sequences * rows_per_sequence(trainer.train_dataset))
+    return round(rows_of_step(trainer.args) * rows_per_sequence(trainer.train_dataset))

@@ -20,9 +20,11 @@ from pipelines.dataset.row import Message, Row
 from pipelines.errors import UserError
 from pipelines.policy.base import template_switches
 from pipelines.policy.fit import trainer_settings
+from pipelines.policy.geometry import rows_of_step
 from pipelines.policy.learner import begin, check_reads_weights, peft_of
 from pipelines.policy.order import like_length
 from pipelines.policy.packing import PROMPT_METHODS
+from pipelines.policy.row_names import ByNumber
 from pipelines.policy.template import render
 from pipelines.policy.vocabulary import check_same
 
@@ -60,18 +62,21 @@ def build_trainer(
         model=student,
         teacher_model=plain(teacher.model),
         args=settings,
-        train_dataset=Dataset.from_dict({"prompt": [row.prompt for row in asked.rows]}),
+        train_dataset=Dataset.from_dict(
+            {"prompt": [row.prompt for row in asked.rows], "row": list(range(len(asked.rows)))}
+        ),
         processing_class=tokenizer,
         peft_config=peft_of(config, student),
     )
     trainer.prompt_lengths, trainer.told = lengths, told
+    trainer.row_ids = ByNumber([row.id for row in asked.rows])
     begin(config, student, trainer.model, work)
     return trainer
 
 
 def rows_per_step(settings: Any) -> int:
     """Rows of an optimizer step."""
-    return int(settings.per_device_train_batch_size * settings.gradient_accumulation_steps)
+    return rows_of_step(settings)
 
 
 def check_enough(settings: Any, asked: Asked) -> None:
@@ -118,6 +123,7 @@ class OnPolicyTrainer(DistillationTrainer):
 
     prompt_lengths: list[int]
     told: "Told | None"
+    row_ids: ByNumber
 
     def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
         args = self.args

@@ -14,8 +14,9 @@ from pipelines.dataset.row import Row
 from pipelines.errors import UserError
 from pipelines.policy import adapter as adapters
 from pipelines.policy.base import template_switches
-from pipelines.policy.fit import BeginAt, Fitted, fit, trainer_settings
+from pipelines.policy.fit import BeginAt, Course, Fitted, fit, trainer_settings
 from pipelines.policy.learner import begin, load_learner, peft_of
+from pipelines.policy.row_names import ByNumber
 from pipelines.policy.shared_prompt import SharedPromptTrainer, can_share
 from pipelines.policy.tool_parsing import ready_for_tools
 from pipelines.product import Product
@@ -80,6 +81,7 @@ def build_trainer(
         peft_config=peft_of(config, policy),
         environment_factory=asked.environment,
     )
+    trainer.row_ids = ByNumber([row.id for row in asked.rows])
     begin(config, policy, trainer.model, work)
     say(f"  prompts are computed {'once for all of their answers' if shared else 'anew for each of their answers'}")
     return trainer
@@ -89,7 +91,7 @@ def reinforce(trainer: GRPOTrainer, begin_at: BeginAt, log: Any, terms: Mapping[
     """Trains to the end or on from the newest checkpoint, of whose step and logs `begin_at` is told."""
     args = trainer.args
     per_step = args.generation_batch_size // steps_at_once(args)
-    return fit(trainer, log, per_step, terms, steps_at_once(args), begin_at)
+    return fit(trainer, log, Course(per_step, terms, steps_at_once(args), begin_at))
 
 
 def _dataset(asked: Asked) -> Dataset:

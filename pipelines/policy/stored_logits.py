@@ -20,8 +20,10 @@ from pipelines.config.schema import Config
 from pipelines.dataset.row import Row
 from pipelines.errors import UserError
 from pipelines.policy import mask
+from pipelines.policy.geometry import BLANK, SameSteps, with_blanks
 from pipelines.policy.imitation import Examples, encode_answers
 from pipelines.policy.learner import begin, check_reads_weights, peft_of
+from pipelines.policy.row_names import ByTokens
 from pipelines.policy.vocabulary import digest
 from pipelines.product import digest_of
 
@@ -211,6 +213,11 @@ class Stored:
         logp = torch.cat([self.logp[at], self.rest[at, None]], dim=1).float()
         return {"ids": self.ids[at].to(torch.int64), "logp": logp}
 
+    def nothing(self) -> dict[str, torch.Tensor]:
+        """No place at all."""
+        empty = self.logp[:0].float()
+        return {"ids": self.ids[:0].to(torch.int64), "logp": torch.cat([empty, empty[:, :1]], dim=1)}
+
 
 def opened(folder: Path, rows: Sequence[Row], examples: Examples, tokenizer: Any) -> Stored:
     """What `store` wrote for these rows. Raises UserError where it is of other rows, tokens or another tokenizer."""
@@ -266,8 +273,10 @@ def divergence(logits: torch.Tensor, ids: torch.Tensor, logp: torch.Tensor) -> t
     return (theirs.exp() * (theirs - ours.clamp(min=NOTHING))).sum(-1)
 
 
-class StoredTrainer(SFTTrainer):
+class StoredTrainer(SameSteps, SFTTrainer):
     """TRL's SFTTrainer with the divergence from what was stored as its loss, on completions alone."""
+
+    row_ids: ByTokens
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -282,6 +291,8 @@ class StoredTrainer(SFTTrainer):
         ).logits
         loss = divergence(logits[:, :-1][said[:, first:]], inputs["ids"], inputs["logp"]).sum()
         loss = loss / (said.sum() if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            loss = loss * self.accelerator.num_processes  # all processes' tokens are counted, gradients are averaged
         return (loss, {"logits": logits}) if return_outputs else loss
 
 
@@ -295,10 +306,10 @@ class Collator:
 
     def __call__(self, found: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         numbers = [int(one["row"]) for one in found]
-        rows = [self.examples[number] for number in numbers]
+        rows = [self._row(number) for number in numbers]
         length = max(len(row.input_ids) for row in rows)
         gaps = [length - len(row.input_ids) for row in rows]
-        stored = [self.stored.of(number) for number in numbers]
+        stored = [self.stored.of(number) for number in numbers if number != BLANK] or [self.stored.nothing()]
         labels = [[mask.IGNORED, *row.labels[1:]] for row in rows]
         return {
             "input_ids": _padded([row.input_ids for row in rows], gaps, self.padding),
@@ -307,6 +318,11 @@ class Collator:
             "ids": torch.cat([one["ids"] for one in stored]),
             "logp": torch.cat([one["logp"] for one in stored]),
         }
+
+    def _row(self, number: int) -> mask.Example:
+        if number != BLANK:
+            return self.examples[number]
+        return mask.Example("", [self.padding] * 2, [mask.IGNORED] * 2, 2, True)
 
 
 def _padded(rows: Sequence[Sequence[int]], gaps: Sequence[int], value: int) -> torch.Tensor:
@@ -340,5 +356,7 @@ def build_trainer(
         processing_class=tokenizer,
         peft_config=peft_of(config, student),
     )
+    trainer.train_dataset = with_blanks(trainer.train_dataset, settings, tokenizer.pad_token_id)
+    trainer.row_ids = ByTokens(examples, None)
     begin(config, student, trainer.model, Path(settings.output_dir).parent)
     return trainer
