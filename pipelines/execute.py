@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipelines import product as products
+from pipelines.compute import launch
+from pipelines.compute.launch import TRAINING, node_rank
 from pipelines.config.compose import Composed
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
@@ -21,6 +23,9 @@ from pipelines.stages import STAGES, fingerprint_of, gather, place
 def execute(stage: str, config: Config) -> None:
     """Runs a stage or the flow in the configured store."""
     _check_ahead(stage, config)
+    if node_rank(config.compute):
+        _assist(stage, config)
+        return
     with _nothing_left(_check_sources(stage, config)):
         from pipelines.tracking.run import end_orphans
         from pipelines.tracking.store import open_store
@@ -29,6 +34,19 @@ def execute(stage: str, config: Config) -> None:
     for run_id in end_orphans():
         say(f"run {run_id} was left open by a process that is gone; ended as KILLED")
     _one(stage, config)
+
+
+def _assist(stage: str, config: Config) -> None:
+    """The part of a node other than the first: its processes of a training, whose run and product are node 0's."""
+    from pipelines.policy.base import pin
+
+    if stage not in TRAINING:
+        say(f"{stage}: node 0 does it")
+        return
+    config = config.model_copy(update={"model": pin(config.model)})
+    inputs = gather(STAGES[stage], config)
+    folder = place(STAGES[stage], config, fingerprint_of(STAGES[stage], config, inputs))
+    launch.run(stage, config, inputs, products.partial(folder), "")
 
 
 def sweep(stage: str, jobs: Sequence[Composed]) -> None:
@@ -54,6 +72,12 @@ def _check_ahead(stage: str, config: Config) -> None:
     stages = config.flow if stage == "finetune" else [stage]
     if config.resume and not {"sft", "distill", "grpo"} & set(stages):
         raise UserError(f"resume: sft, distill and grpo go on from checkpoints, {stage} has none")
+    if stage == "finetune" and config.compute.num_nodes > 1:
+        raise UserError("compute.num_nodes: finetune runs on one node; start its stages one after the other on all")
+    if set(TRAINING) & set(stages):
+        from pipelines.compute.strategy import check_supported
+
+        check_supported(config)
     if {"prepare", "generate", "grpo", "evaluate"} & set(stages):
         from pipelines.verification.precheck import check as check_verifiers
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import product as products
+from pipelines.compute import launch
 from pipelines.config.compose import as_yaml
 from pipelines.config.paths import resolve
 from pipelines.config.schema import Config
@@ -100,8 +101,14 @@ def _make(stage: Stage, config: Config, inputs: dict[str, Product], work: Path, 
     run.data(as_yaml(config), "config.yaml")
     run.tags({f"input.{name}": given.digest for name, given in inputs.items()})
     with run.system_metrics(config.tracking.system_metrics):
-        made: dict[str, Any] = stage.module.run(config, inputs, work, run)
-    return made
+        if not launch.is_spawned(stage.name, config.compute):
+            made: dict[str, Any] = stage.module.run(config, inputs, work, run)
+            return made
+        try:
+            return launch.run(stage.name, config, inputs, work, run.id)
+        except launch.RankFailed as failed:
+            run.tags({"failed_rank": failed.rank, "failed_error": failed.error})
+            raise
 
 
 def _reusable(stage: Stage, config: Config, folder: Path) -> Product | None:

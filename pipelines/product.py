@@ -48,7 +48,7 @@ def partial(folder: Path) -> Path:
 
     Raises UserError where the folder can't be written.
     """
-    work = folder.with_name(folder.name + ".partial")
+    work = work_of(folder)
     try:
         work.mkdir(parents=True, exist_ok=True)
         probe = work / ".probe"
@@ -57,6 +57,11 @@ def partial(folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"{work.parent}: can't write the output folder: {error.strerror}") from None
     return work
+
+
+def work_of(folder: Path) -> Path:
+    """The work folder of a product's."""
+    return folder.with_name(folder.name + ".partial")
 
 
 def publish(work: Path, folder: Path, kind: str, made_by: Mapping[str, Any], about: Mapping[str, Any]) -> Product:

@@ -87,12 +87,14 @@ STAGES = {
 
 def fingerprint_of(stage: Stage, config: Config, inputs: Mapping[str, Product]) -> str:
     """sha256 over all that decides the product: configuration, code, inputs."""
-    decides = {
+    decides: dict[str, Any] = {
         "stage": stage.name,
         "config": config.model_dump(include=set(stage.blocks)),
         "code": code_digest(),
         "inputs": {name: given.digest for name, given in inputs.items()},
     }
+    # Where nodes meet and how long they wait decides nothing, and differs from node to node.
+    decides["config"].get("compute", {}).pop("rendezvous", None)
     if files := getattr(stage.module, "files", None):
         decides["files"] = files(config)
     return products.digest_of(decides)

@@ -173,6 +173,8 @@ def _origin(overrides: list[Override], choices: dict[str, str], conf: Path) -> C
             return f"conf/experiment/{choices['experiment']}.yaml"
         if key.startswith("grpo.") and _sets(conf, "recipe", choices, key.removeprefix("grpo.")):
             return f"conf/recipe/{choices['recipe']}.yaml"
+        if key.startswith("compute.") and _sets(conf, "strategy", choices, key.removeprefix("compute.")):
+            return f"conf/strategy/{choices['strategy']}.yaml"
         if _sets(conf, "distillation", choices, key):
             return f"conf/distillation/{choices['distillation']}.yaml"
         return _file(key.split(".")[0], choices)

@@ -19,6 +19,7 @@ from pipelines.config.block import (
     Share,
     Text,
 )
+from pipelines.config.strategy import DeepSpeed, Fsdp, Rendezvous, Strategy
 from pipelines.config.teaching import FROM_GENERATED, Distill, Generate, Teacher
 from pipelines.config.watching import Alarm, LossWatch
 
@@ -222,7 +223,10 @@ class Adapter(Block):
 
 
 class Compute(Block):
-    """The machine: device, number format, attention, and the batch that fits."""
+    """The machine: device, number format, attention, the batch that fits, and how processes share the work.
+
+    `num_processes` are those of each node; `deepspeed` and `fsdp` are what the chosen file of conf/strategy/ says.
+    """
 
     name: Name
     device: Literal["cpu", "cuda"]
@@ -234,6 +238,12 @@ class Compute(Block):
     rollout_accumulation_steps: Count
     gradient_checkpointing: bool
     eval_batch_size: Count
+    num_processes: Count
+    num_nodes: Count
+    strategy: Strategy
+    deepspeed: DeepSpeed | None
+    fsdp: Fsdp | None
+    rendezvous: Rendezvous
 
 
 # --- stages -------------------------------------------------------------------------------------

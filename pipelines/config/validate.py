@@ -5,11 +5,13 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from typing_extensions import is_typeddict
 
 from pipelines.config import upstream
 from pipelines.config.block import Block
 from pipelines.config.nearest import did_you_mean, nearest
 from pipelines.config.schema import Config, SourceFields, SubjectFields
+from pipelines.config.strategy import mismatch
 from pipelines.errors import UserError
 
 Origin = Callable[[str], str]
@@ -39,6 +41,11 @@ _TRAINER = {
     "model_init_kwargs": "model and compute",
     "push_to_hub": "the registry",
     "hub_model_id": "the registry",
+    "deepspeed": "strategy",
+    "fsdp": "strategy",
+    "fsdp_config": "compute.fsdp",
+    "ddp_timeout": "compute.rendezvous.timeout_s",
+    "ddp_backend": "compute.device",
 }
 OWNED: dict[str, dict[str, str]] = {
     "sft.trainer": _TRAINER | {"completion_only_loss": "sft.loss", "assistant_only_loss": "sft.loss"},
@@ -181,25 +188,33 @@ def valid_keys(block: str, config: Mapping[str, Any]) -> list[str]:
     if block == "adapter.peft":
         method = config.get("adapter", {}).get("method", "lora")
         return _free("adapter.peft", PEFT_CLASSES.get(method, "LoraConfig"))
-    model = _schema_at(block.split(".") if block else [])
-    return list(model.model_fields) if model else []
+    kind = _kind_at(block.split(".") if block else [])
+    if is_typeddict(kind):
+        return list(kind.__annotations__)
+    return list(kind.model_fields) if _is_block(kind) else []
 
 
 def _free(block: str, cls: str) -> list[str]:
     return [name for name in upstream.fields(cls) if name not in OWNED[block]]
 
 
-def _schema_at(parts: list[str]) -> type[BaseModel] | None:
+def _kind_at(parts: list[str]) -> Any:
     kind: Any = Config
     for part in parts:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if is_typeddict(kind):
+            kind = kind.__annotations__.get(part)
+        elif _is_block(kind):
             field = kind.model_fields.get(part)
             kind = field.annotation if field else None
         else:  # a key of a mapping from names to blocks
             kind = get_args(kind)[-1] if get_args(kind) else None
         if get_origin(kind) is not dict:  # a block or null
-            kind = next((a for a in get_args(kind) if isinstance(a, type) and issubclass(a, BaseModel)), kind)
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+            kind = next((a for a in get_args(kind) if is_typeddict(a) or _is_block(a)), kind)
+    return kind
+
+
+def _is_block(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _lines(error: ValidationError, origin: Origin) -> Iterator[str]:
@@ -314,6 +329,9 @@ def _cross_checks(config: Config, origin: Origin) -> Iterator[str]:
             f"{config.model.name}'s context (in {origin('sft.trainer.max_length')})"
         )
     yield from _hidden(config, origin)
+    compute = config.compute
+    if why := mismatch(compute.strategy, compute.deepspeed, compute.fsdp):
+        yield f"{why}; choose it with strategy=FILE of conf/strategy/ (in {origin('compute.strategy')})"
     if (config.grpo.trainer.get("max_completion_length") or 0) >= config.model.context_length:
         yield (
             f"grpo.trainer.max_completion_length: {config.grpo.trainer['max_completion_length']} leaves no room for a "

@@ -61,12 +61,13 @@ def changes_base(adapter: Adapter) -> bool:
 
 
 def quantization_config(
-    adapter: Adapter, published: Mapping[str, Any] | None = None
+    adapter: Adapter, published: Mapping[str, Any] | None = None, storage: str | None = None
 ) -> BitsAndBytesConfig | Mxfp4Config | FineGrainedFP8Config | None:
     """How the base is loaded: in 4 bit, dequantised, or (None) as published.
 
     `published` is the checkpoint's own `quantization_config`: MXFP4 and FP8 weights have no backward
-    pass here, so they are dequantised, and nothing can be quantised twice.
+    pass here, so they are dequantised, and nothing can be quantised twice. `storage` is the type that holds the 4-bit
+    weights, null for bytes.
     """
     if published:
         return _dequantized(adapter, published["quant_method"])
@@ -77,6 +78,7 @@ def quantization_config(
         bnb_4bit_quant_type=adapter.quantization.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=adapter.quantization.bnb_4bit_use_double_quant,
         bnb_4bit_compute_dtype=getattr(torch, adapter.quantization.bnb_4bit_compute_dtype),
+        bnb_4bit_quant_storage=getattr(torch, storage) if storage else None,
     )
 
 

@@ -154,6 +154,7 @@ def load_base(model: Model, adapter: Adapter, compute: Compute) -> Any:
     import transformers
     from transformers import AutoConfig
 
+    from pipelines.compute.strategy import device_map, storage
     from pipelines.policy.adapter import check_hardware, keep_differentiable, quantization_config
 
     check_hardware(adapter, compute)
@@ -165,8 +166,8 @@ def load_base(model: Model, adapter: Adapter, compute: Compute) -> Any:
         use_safetensors=True,
         dtype=getattr(torch, compute.dtype),
         attn_implementation=compute.attn_implementation,
-        quantization_config=quantization_config(adapter, published),
-        device_map={"": 0} if compute.device == "cuda" else None,
+        quantization_config=quantization_config(adapter, published, storage(compute)),
+        device_map=device_map(compute),
         output_loading_info=True,
     )
     if report["missing_keys"]:

@@ -11,6 +11,8 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipelines import stopping
+from pipelines.compute import ranks
+from pipelines.compute.strategy import check_in_force, trained_state, trainer_arguments
 from pipelines.config.schema import Config, Model
 from pipelines.errors import UserError
 from pipelines.policy.checkpoints import CHECKPOINTS, STATE, hold, newest_checkpoint, sealed
@@ -43,16 +45,19 @@ def trainer_settings(cls: type, field: str, config: Config, work: Path) -> Any:
     """The settings of a TRL trainer from the mapping at `field`; raises UserError where the class refuses a value."""
     block, name = field.split(".")
     try:
-        return cls(
-            output_dir=str(work / CHECKPOINTS),
+        made = cls(
+            output_dir=str(ranks.shared(work) / CHECKPOINTS),
             seed=config.seed,
             use_cpu=config.compute.device == "cpu",
             bf16=config.compute.dtype == "bfloat16",
             fp16=config.compute.dtype == "float16",
             report_to=[],
             disable_tqdm=True,
+            **trainer_arguments(config.compute),
             **getattr(getattr(config, block), name),
         )
+        made.asked = (config.compute.strategy, config.compute.num_processes * config.compute.num_nodes)
+        return made
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{field}: {' '.join(str(error).split())}") from None
 
@@ -80,6 +85,7 @@ def fit(trainer: Any, log: Log, course: Course) -> Fitted:
     finite, or where the checkpoint was written under other terms; Refused where a loss spike ends the run, TooLarge
     where memory runs out.
     """
+    check_in_force(trainer)
     folder = Path(trainer.args.output_dir)
     contract = {**course.terms, **in_force(trainer, folder.parent / START)}
     checkpoint = newest_checkpoint(folder)
@@ -135,9 +141,12 @@ def _refuse_non_finite(model: Any) -> None:
 
 def hand_over(config: Config, trainer: Any, tokenizer: Any, fitted: Fitted, work: Path) -> dict[str, Any]:
     """Leaves the adapter and its history in `work`, without what only training needed; returns what it is made of."""
-    save_adapter(trainer, tokenizer, config.model, work, work / START)
-    for folder in (work / CHECKPOINTS, work / START):
-        shutil.rmtree(folder, ignore_errors=True)
+    state = trained_state(trainer.model) if ranks.world_size() > 1 else None
+    ranks.barrier()  # nobody reads a checkpoint any more
+    if ranks.is_main():
+        save_adapter(trainer, tokenizer, config.model, work, state)
+        for folder in (work / CHECKPOINTS, work / START):
+            shutil.rmtree(folder, ignore_errors=True)
     (work / "training.json").write_text(json.dumps(fitted.history, indent=1) + "\n", encoding="utf-8")
     say(f"  {fitted.steps} steps in {fitted.seconds:.0f} s")
     return {
@@ -149,16 +158,19 @@ def hand_over(config: Config, trainer: Any, tokenizer: Any, fitted: Fitted, work
     }
 
 
-def save_adapter(trainer: Any, tokenizer: Any, model: Model, folder: Path, start: Path) -> None:
+def save_adapter(
+    trainer: Any, tokenizer: Any, model: Model, folder: Path, state: Mapping[str, Any] | None = None
+) -> None:
     """Adapter, tokenizer, chat template and generation settings, naming the base by id and pinned revision.
 
-    `start` holds the untrained adapter where the adapter's start changed the base.
+    Below `folder` lies the untrained adapter where the adapter's start changed the base. `state` holds what was
+    trained by name where ranks held shards of it; null takes it from the model.
     """
-    if start.exists():
+    if (start := folder / START).exists():
         save_over_published_base(trainer.model, folder, start)
     else:
         # A reference that TRL keeps beside it is no part of what was trained.
-        trainer.model.save_pretrained(str(folder), selected_adapters=[ADAPTER])
+        trainer.model.save_pretrained(str(folder), selected_adapters=[ADAPTER], state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # peft's blank form; it says nothing of this adapter
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
@@ -179,7 +191,10 @@ class _Watch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         self.shown.advance(1, f"{self.course.rows_per_step * self.shown.pace():.0f} rows/s{self.note}")
-        if self.deferral.signum is not None and state.global_step % self.course.steps_at_once == 0:
+        # A signal reaches ranks at different steps; all have to end after the same one.
+        may_end = state.global_step % self.course.steps_at_once == 0
+        if may_end and (signum := ranks.highest(self.deferral.signum or 0)):
+            self.deferral.signum = signum
             # An evaluation that is due here is made before: without it the resumed run would choose its best model
             # from others, and stop early at another step.
             self.saves.planned = control.should_save

@@ -5,6 +5,7 @@ from typing import Any
 
 from peft import PeftModel
 
+from pipelines.compute.ranks import is_main
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
 from pipelines.policy import adapter as adapters
@@ -40,7 +41,7 @@ def begin(config: Config, student: Any, trained: Any, work: Path) -> None:
     if fresh:
         if adapters.starts_from_quantization_error(config.adapter):
             fit_quantization_error(trained, config.model)
-        if adapters.changes_base(config.adapter) and not (work / CHECKPOINTS).exists():
+        if adapters.changes_base(config.adapter) and is_main() and not (work / CHECKPOINTS).exists():
             save_start(trained, work / START)
         adapters.check_attached(trained, config.adapter, config.model)
     trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)

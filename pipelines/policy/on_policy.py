@@ -75,7 +75,7 @@ def build_trainer(
 
 
 def rows_per_step(settings: Any) -> int:
-    """Rows of an optimizer step."""
+    """Rows of an optimizer step, of all processes."""
     return rows_of_step(settings)
 
 

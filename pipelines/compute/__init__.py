@@ -1,0 +1,1 @@
+"""Several processes of one training: started, told apart, and held to what was asked."""
