@@ -398,6 +398,13 @@ OUTSIDE: dict[str, object] = {
     "package.registered_model": "",
     "promote.model": "",
     "promote.to": "Two Words",
+    "plan.stage": "evaluate",
+    "plan.memory_gb": [],
+    "plan.cards": [],
+    "plan.sequence_length": 0,
+    "plan.prompt_length": 0,
+    "plan.tokens": 0,
+    "plan.price_per_gpu_hour": -0.1,
     "compare.rows": "abc",
     "compare.metric": "",
 }

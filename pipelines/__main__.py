@@ -24,6 +24,7 @@ STAGES = {
     "evaluate": "rows + subjects -> scores of base, adapter, version or endpoint on the held-out rows",
     "package": "adapter + scores -> registered model version",
     "promote": "version + gate -> alias moved, or a refusal on record (exit code 3)",
+    "plan": "configuration -> what fits which GPU, how fast and at what cost; nothing is loaded",
     "compare": "past evaluations of one held-out set -> leaderboard",
     "finetune": "the flow: prepare, sft (distill, grpo), evaluate, package, promote; one run with a child run for each",
 }

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines import product as products
@@ -22,7 +23,7 @@ from pipelines.stages import STAGES, fingerprint_of, gather, place
 
 def execute(stage: str, config: Config) -> None:
     """Runs a stage or the flow in the configured store."""
-    _check_ahead(stage, config)
+    config = _check_ahead(stage, config)
     if node_rank(config.compute):
         _assist(stage, config)
         return
@@ -51,8 +52,8 @@ def _assist(stage: str, config: Config) -> None:
 
 def sweep(stage: str, jobs: Sequence[Composed]) -> None:
     """Runs every job of a sweep as a child of one parent run; a failing job ends the sweep."""
+    jobs = [replace(job, config=_check_ahead(stage, job.config)) for job in jobs]
     for job in jobs:
-        _check_ahead(stage, job.config)
         _check_sources(stage, job.config)
 
     from pipelines.tracking.run import end_orphans, started
@@ -67,13 +68,17 @@ def sweep(stage: str, jobs: Sequence[Composed]) -> None:
                 _one(stage, job.config)
 
 
-def _check_ahead(stage: str, config: Config) -> None:
-    """What later stages need beside rows and models is looked at first: training would be in vain without it."""
+def _check_ahead(stage: str, config: Config) -> Config:
+    """What later stages need beside rows and models is looked at first: training would be in vain without it.
+
+    Returns the configuration with what it leaves to the plan settled.
+    """
     stages = config.flow if stage == "finetune" else [stage]
     if config.resume and not {"sft", "distill", "grpo"} & set(stages):
         raise UserError(f"resume: sft, distill and grpo go on from checkpoints, {stage} has none")
     if stage == "finetune" and config.compute.num_nodes > 1:
         raise UserError("compute.num_nodes: finetune runs on one node; start its stages one after the other on all")
+    config = _planned(stages, config)
     if set(TRAINING) & set(stages):
         from pipelines.compute.strategy import check_supported
 
@@ -90,6 +95,18 @@ def _check_ahead(stage: str, config: Config) -> None:
         from pipelines.evaluation.precheck import check as check_evaluation
 
         check_evaluation(config)
+    return config
+
+
+def _planned(stages: Sequence[str], config: Config) -> Config:
+    """Training that can't fit its card is refused; where plan.auto is set, its batches are chosen."""
+    from pipelines.planning.automatic import settled
+    from pipelines.planning.preflight import check as check_memory
+
+    config = settled(list(stages), config)
+    for name in stages:
+        check_memory(name, config)
+    return config
 
 
 def _check_sources(stage: str, config: Config) -> Path | None:
@@ -127,7 +144,7 @@ def _one(stage: str, config: Config) -> None:
     from pipelines.policy.base import pin
 
     with _full_disk_told():
-        if stage not in ("prepare", "compare") and not (stage == "promote" and config.promote.model):
+        if stage not in ("prepare", "compare", "plan") and not (stage == "promote" and config.promote.model):
             config = config.model_copy(update={"model": pin(config.model)})
         if stage == "finetune":
             _check_teacher(config)

@@ -80,6 +80,7 @@ STAGES = {
             ("adapter", "scores"),
         ),
         Stage("promote", "decision", ("gate", "promote"), ("version",)),
+        Stage("plan", "plan", ("model", "adapter", "compute", "sft", "grpo", "distill", "plan"), ()),
         Stage("compare", "leaderboard", ("task", "compare", "evaluate"), ("rows",)),
     )
 }

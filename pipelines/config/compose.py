@@ -36,6 +36,7 @@ BLOCK_FILES = (
     "package",
     "promote",
     "compare",
+    "plan",
 )
 CHOSEN = ("adapter.peft", "distill.trainer")  # mappings whose keys depend on what is chosen
 _SHORT = re.compile(r"^(\+\+|\+|~)?eval\.")

@@ -19,6 +19,7 @@ from pipelines.config.block import (
     Share,
     Text,
 )
+from pipelines.config.planned import Plan
 from pipelines.config.strategy import DeepSpeed, Fsdp, Rendezvous, Strategy
 from pipelines.config.teaching import FROM_GENERATED, Distill, Generate, Teacher
 from pipelines.config.watching import Alarm, LossWatch
@@ -779,6 +780,7 @@ class Config(Block):
     package: Package
     promote: Promote
     compare: Compare
+    plan: Plan
 
     @model_validator(mode="after")
     def _flow_is_a_way(self) -> "Config":

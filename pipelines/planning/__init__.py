@@ -1,0 +1,1 @@
+"""What a run needs and costs, from its configuration alone."""
