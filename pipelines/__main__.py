@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipelines.config.compose import Composed, compose
+from pipelines.config.compose import Composed, compose, load_resolved
 from pipelines.config.nearest import did_you_mean
 from pipelines.errors import Stopped, UserError
 
@@ -26,6 +26,7 @@ STAGES = {
     "promote": "version + gate -> alias moved, or a refusal on record (exit code 3)",
     "plan": "configuration -> what fits which GPU, how fast and at what cost; nothing is loaded",
     "compare": "past evaluations of one held-out set -> leaderboard",
+    "job": "configuration -> the file by which Kubernetes, Kubeflow or SkyPilot runs a stage on its machines",
     "finetune": "the flow: prepare, sft (distill, grpo), evaluate, package, promote; one run with a child run for each",
 }
 
@@ -44,7 +45,9 @@ overrides
 
 options
   --cfg job          print the composed configuration and stop
-  -m, --multirun     key=a,b runs every combination, under one parent run
+  -m, --multirun     key=a,b runs every combination, under one parent run; hydra/launcher=joblib or submitit_slurm
+                     runs them side by side, hydra/sweeper=optuna chooses them
+  --resolved FILE    a configuration that was composed before, such as a run's config.yaml, in place of overrides
   --overrides TEXT   overrides in one text, split as a shell would (what MLproject passes)
   --key value        the same as key=value
   -h, --help         this text
@@ -59,6 +62,7 @@ class Command:
 
     stage: str = ""
     overrides: list[str] = field(default_factory=list)
+    resolved: str | None = None
     show: bool = False
     help: bool = False
     multirun: bool = False
@@ -91,15 +95,33 @@ def _run(command: Command) -> int:
         print(help_text())
         return 0 if command.help else 2
     if command.multirun:
-        from pipelines.config.sweep import combinations
+        from pipelines.config.sweep import combinations, uses_plugins
 
+        if uses_plugins(command.overrides):
+            return _sweep_by_plugins(command)
         jobs = [compose(overrides) for overrides in combinations(command.overrides)]
     else:
-        jobs = [compose(command.overrides)]
+        jobs = [compose(command.overrides) if command.resolved is None else _resolved(command)]
     if command.show:
         print(jobs[0].as_yaml(), end="")
         return 0
     return _execute(command, jobs)
+
+
+def _resolved(command: Command) -> Composed:
+    if command.overrides:
+        raise UserError(f"--resolved: the file holds every value; expected no override, got {command.overrides[0]}")
+    return load_resolved(str(command.resolved))
+
+
+def _sweep_by_plugins(command: Command) -> int:
+    quieten()
+    from pipelines import stopping
+    from pipelines.sweeping import sweep
+
+    stopping.install()
+    sweep(command.stage, command.overrides)
+    return 0
 
 
 def _execute(command: Command, jobs: Sequence[Composed]) -> int:
@@ -127,6 +149,8 @@ def parse(arguments: Sequence[str]) -> Command:
         elif word == "--cfg":
             _expect_job(words)
             command.show = True
+        elif word == "--resolved":
+            command.resolved = _value(word, words)
         elif word == "--overrides":
             command.overrides += _split(_value(word, words))
         elif word.startswith("--") and "=" in word:

@@ -82,6 +82,7 @@ STAGES = {
         Stage("promote", "decision", ("gate", "promote"), ("version",)),
         Stage("plan", "plan", ("model", "adapter", "compute", "sft", "grpo", "distill", "plan"), ()),
         Stage("compare", "leaderboard", ("task", "compare", "evaluate"), ("rows",)),
+        Stage("job", "job", tuple(Config.model_fields), ()),
     )
 }
 

@@ -98,7 +98,7 @@ def asking(world: World, *overrides: str) -> "subprocess.Popen[bytes]":
 
 def killed(process: "subprocess.Popen[bytes]", when: Callable[[], bool]) -> None:
     """Kills the process as soon as that is so."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 240
     while not when():
         assert process.poll() is None
         assert time.monotonic() < end

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipelines.config.defaults import check_defaults
 from pipelines.config.nearest import did_you_mean
-from pipelines.config.paths import CONF
+from pipelines.config.paths import CONF, resolve
 from pipelines.config.schema import Config, SourceFields, SubjectFields
 from pipelines.config.validate import check_unresolved, valid_keys, validate
 from pipelines.errors import UserError
@@ -37,6 +37,7 @@ BLOCK_FILES = (
     "promote",
     "compare",
     "plan",
+    "job",
 )
 CHOSEN = ("adapter.peft", "distill.trainer")  # mappings whose keys depend on what is chosen
 _SHORT = re.compile(r"^(\+\+|\+|~)?eval\.")
@@ -64,7 +65,7 @@ def as_yaml(config: Config) -> str:
 def compose(overrides: Sequence[str], conf: Path = CONF) -> Composed:
     """Composes the folder `conf` with the overrides and validates the result. Raises UserError."""
     given = tuple(overrides)
-    overrides = [_completed(text) for text in given]
+    overrides = [completed(text) for text in given]
     parsed = _parse(overrides)
     _check_given(parsed, conf)
     try:
@@ -82,7 +83,19 @@ def compose(overrides: Sequence[str], conf: Path = CONF) -> Composed:
     return Composed(validate(container, origin), given)
 
 
-def _completed(text: str) -> str:
+def load_resolved(path: str) -> Composed:
+    """The validated configuration in a file that `as_yaml` wrote. Raises UserError."""
+    place = resolve(path)
+    try:
+        found = yaml.safe_load(place.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"--resolved: {place}: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"--resolved: {place}: expected a mapping, such as a run's config.yaml")
+    return Composed(validate(found, lambda key: path), ())
+
+
+def completed(text: str) -> str:
     """An override as Hydra takes it: `eval` is short for `evaluate`.
 
     A field of a source or a subject may be given whether its file gives it or leaves it to the file of defaults.

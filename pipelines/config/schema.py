@@ -19,6 +19,7 @@ from pipelines.config.block import (
     Share,
     Text,
 )
+from pipelines.config.engine import Engine, Job
 from pipelines.config.planned import Plan
 from pipelines.config.strategy import DeepSpeed, Fsdp, Rendezvous, Strategy
 from pipelines.config.teaching import FROM_GENERATED, Distill, Generate, Teacher
@@ -757,6 +758,7 @@ class Config(Block):
     """The composed configuration; each stage reads the blocks that `pipelines.stages` lists for it."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    sweep_metric: Text | None
     reuse: bool
     resume: Text | None
     flow: list[Literal["prepare", "generate", "sft", "distill", "grpo", "evaluate", "package", "promote"]]
@@ -769,6 +771,7 @@ class Config(Block):
     adapter: Adapter
     compute: Compute
     gate: Gate
+    engine: Engine
     prepare: Prepare
     sft: Sft
     grpo: Grpo
@@ -781,6 +784,7 @@ class Config(Block):
     promote: Promote
     compare: Compare
     plan: Plan
+    job: Job
 
     @model_validator(mode="after")
     def _flow_is_a_way(self) -> "Config":

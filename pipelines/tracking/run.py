@@ -310,3 +310,14 @@ def _alive(tags: Mapping[str, str]) -> bool:
         return f"{process.create_time():.2f}" == tags["owner.started"]
     except psutil.NoSuchProcess:
         return False
+
+
+def latest(run_id: str, metric: str) -> float | None:
+    """The last value of a metric in a run or in what ran below it, the newest run first; None where none has it."""
+    client = MlflowClient()
+    run = client.get_run(run_id)
+    if metric in run.data.metrics:
+        return float(run.data.metrics[metric])
+    below = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    found = (latest(child.info.run_id, metric) for child in below)
+    return next((value for value in found if value is not None), None)

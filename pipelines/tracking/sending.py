@@ -6,6 +6,7 @@ step and value, a tag and a parameter by their names, a data set by its digest, 
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ Entry = Mapping[str, Any]
 
 IN_ONE_CALL = ("metrics", "tags", "params")
 TAG_LIMIT = 8000
+DATASET_TRIES = 10
+UNIQUE = re.compile(r"unique constraint.*datasets|datasets.*unique constraint", re.IGNORECASE | re.DOTALL)
 DIGEST_LIMIT = 36  # MLflow's column; the whole digest goes into a tag of the input
 BUSY = (408, 425, 429)  # HTTP's ways to say "later"
 
@@ -112,9 +115,20 @@ def _single(run_id: str, entry: Entry) -> None:
     elif kind == "input":
         given = dataset_of(entry["name"], entry["place"], entry["digest"])._to_mlflow_entity()
         tags = [InputTag(MLFLOW_DATASET_CONTEXT, entry["context"]), InputTag("sha256", entry["digest"])]
-        client.log_inputs(run_id, [DatasetInput(given, tags)])
+        _input(client, run_id, DatasetInput(given, tags))
     else:
         raise ValueError(f"{kind}: no such kind of entry")
+
+
+def _input(client: MlflowClient, run_id: str, given: DatasetInput) -> None:
+    """Two runs that name a new data set at one moment both insert it; the later one finds it the next time."""
+    for tries_left in reversed(range(DATASET_TRIES)):
+        try:
+            client.log_inputs(run_id, [given])
+            return
+        except MlflowException as error:
+            if tries_left == 0 or not UNIQUE.search(str(error)):
+                raise
 
 
 def _table(client: MlflowClient, run_id: str, name: str) -> None:
