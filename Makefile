@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test test-slow lint bench ui clean
+.PHONY: help setup finetune test test-slow lint bench bench-gpu ui clean
 
 help:  ## this text
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  ##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,8 +36,11 @@ test-slow: setup  ## every key of every file of conf/ mistaken, one by one (minu
 lint: setup  ## ruff and mypy only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: setup  ## the figures of the main job (about 25 minutes)
-	@$(BIN)/python -m benchmarks.main_job
+bench: setup  ## training beside bare TRL + peft in one run (about 6 minutes)
+	@$(BIN)/python -m benchmarks.beside
+
+bench-gpu:  ## training on a GPU, a part a call: CELLS="..." and more, see benchmarks/README.md
+	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu $(CELLS)
 
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"

@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks import mutations as every_mutation
+from benchmarks.beside import compare, figures
 from benchmarks.measure import run_parts, succeeded, weigh
 from pipelines.config.paths import PROJECT
 
@@ -80,43 +79,17 @@ def mutations(temporary: Path) -> Figures:
 
 
 def overhead(temporary: Path) -> Figures:
-    """The sft stage against a bare TRL + peft script: same rows, seed and settings."""
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{temporary / 'mlflow.db'}"}
-    places = [f"paths.{name}={temporary / name}" for name in ("rows", "adapters", "outputs")]
-    succeeded(weigh([PYTHON, "-m", "pipelines", "prepare", *places], PROJECT, store, temporary / "prepare.log"))
-    rows = next(temporary.glob("rows/*/manifest.json")).parent
-    config = temporary / "config.yaml"
-    config.write_text(_composed(), encoding="utf-8")
-    ours = succeeded(
-        weigh([PYTHON, "-m", "pipelines", "sft", *places], PROJECT, store, temporary / "sft.log"),
-    )
-    bare_folder = temporary / "bare"
-    bare = succeeded(
-        weigh(
-            [PYTHON, "-m", "benchmarks.bare_sft", str(config), str(rows), str(bare_folder)],
-            PROJECT,
-            {},
-            temporary / "bare.log",
-        )
-    )
-    adapter = next(temporary.glob("adapters/*/manifest.json")).parent / "adapter_model.safetensors"
+    """The sft stage against a bare TRL + peft script: same rows, seed and settings, once each and to the end."""
+    found = figures(*compare(temporary, rounds=1))
     return {
-        "overhead_cpu": round(ours.cpu_s / bare.cpu_s, 3),
-        "overhead_rss": round(ours.peak_mb / bare.peak_mb, 3),
-        "bit_identical": adapter.read_bytes() == (bare_folder / "adapter_model.safetensors").read_bytes(),
-        "sft_cpu_s": round(ours.cpu_s, 1),
-        "bare_cpu_s": round(bare.cpu_s, 1),
-        "sft_peak_mb": round(ours.peak_mb),
-        "bare_peak_mb": round(bare.peak_mb),
+        "overhead_cpu": found["cpu_s_ratio"],
+        "overhead_rss": found["peak_mb_ratio"],
+        "bit_identical": found["bit_identical"],
+        "sft_cpu_s": round(found["sft_cpu_s"], 1),
+        "bare_cpu_s": round(found["bare_cpu_s"], 1),
+        "sft_peak_mb": round(found["sft_peak_mb"]),
+        "bare_peak_mb": round(found["bare_peak_mb"]),
     }
-
-
-def _composed() -> str:
-    done = subprocess.run(
-        [PYTHON, "-m", "pipelines", "sft", "--cfg", "job"], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
-    yaml.safe_load(done.stdout)
-    return done.stdout
 
 
 def _manifest(folder: Path) -> Any:

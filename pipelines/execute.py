@@ -20,11 +20,13 @@ from pipelines.holding import held
 from pipelines.progress import say
 from pipelines.stages import STAGES, fingerprint_of, gather, place
 
+ALONE = ("plan", "job", "compare")  # they look at several nodes from outside
+
 
 def execute(stage: str, config: Config) -> None:
     """Runs a stage or the flow in the configured store."""
     config = _check_ahead(stage, config)
-    if node_rank(config.compute):
+    if stage not in ALONE and node_rank(config.compute):
         _assist(stage, config)
         return
     with _nothing_left(_check_sources(stage, config)):

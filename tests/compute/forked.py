@@ -160,14 +160,14 @@ def _train(case: Case, config: Any) -> None:
     given = {kind: found for kind, found in inputs.items() if found is not None}
     if case.adapter is not None:
         given["adapter"] = products.load(Path(case.adapter))
-    stage.module.run(config, given, work, Silent())
+    stage.module.run(config, given, work, Silent(""))
     ranks.barrier()
 
 
 def _kill_after(fit: Any, step: int) -> None:
     from pipelines.compute import ranks
 
-    class Killed(fit.TrainerCallback):  # type: ignore[misc]
+    class Killed(fit.TrainerCallback):
         """Behind the save of that step, as a machine that goes would."""
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -53,6 +53,8 @@ def test_every_choice_composes(group: str, name: str) -> None:
         assert composed.config.grpo.recipe == name
     elif group == "distillation":
         assert composed.config.distill.recipe == name
+    elif group == "strategy":
+        assert name.startswith(composed.config.compute.strategy)
     elif group != "experiment":
         assert getattr(composed.config, group).name == name
 
