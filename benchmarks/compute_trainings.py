@@ -6,6 +6,7 @@ validation, early stopping and the best model loaded at the end, a checkpoint at
 
 import csv
 import gc
+import json
 import os
 import random
 import shutil
@@ -115,11 +116,18 @@ class Training:
             _leave(code)
 
     def whole(self, work: Path, log: Path) -> bytes:
-        """Trains to the end in a process of its own; the adapter. Raises RuntimeError with its log where it fails."""
+        """Trains to the end in a process of its own; its `outcome`. Raises RuntimeError with its log where it fails."""
         code = ended(self.start(work, log))
         if code:
             raise RuntimeError(f"a training ended with {code}:\n{log.read_text(encoding='utf-8')[-4000:]}")
-        return (work / ADAPTER).read_bytes()
+        return outcome(work)
+
+
+def outcome(work: Path) -> bytes:
+    """The adapter, and behind it every step's losses: the best model alone would hide what came after its step."""
+    history = json.loads((work / "training.json").read_text(encoding="utf-8"))
+    steps = [[entry[name] for name in ("step", "loss", "eval_loss") if name in entry] for entry in history]
+    return (work / ADAPTER).read_bytes() + json.dumps(steps).encode()
 
 
 def prepared(folder: Path, *overrides: str) -> Training:

@@ -223,6 +223,8 @@ def quieten() -> None:
 
     for name in ("mlflow", "alembic", "bitsandbytes", "transformers", "trl", "peft", "datasets", "accelerate", "httpx"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # Its level is set when it is imported, which others do as soon as it is installed.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # a failing query is told by its own error
 
 

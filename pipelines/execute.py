@@ -84,7 +84,7 @@ def _check_ahead(stage: str, config: Config) -> Config:
     if set(TRAINING) & set(stages):
         from pipelines.compute.strategy import check_supported
 
-        check_supported(config)
+        check_supported(stages, config)
     if {"prepare", "generate", "grpo", "evaluate"} & set(stages):
         from pipelines.verification.precheck import check as check_verifiers
 

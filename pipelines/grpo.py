@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.compute import ranks
 from pipelines.config.schema import Config
 from pipelines.contract import terms
 from pipelines.dataset.questions import write_questions
@@ -118,7 +119,7 @@ def _train(
         rows = _worth_asking(config, settings, (policy, tokenizer), rows, checked, work)
     size = settings.generation_batch_size // settings.num_generations
     rows = [rows[number] for number in like_length([lengths[row.id] for row in rows], size, config.seed)]
-    rollouts = Rollouts(work / "rollouts", run.id)
+    rollouts = Rollouts(ranks.shared(work) / "rollouts", run.id, ranks.rank())
     recorder = Recorder(config.grpo, scorer, rows, settings.num_generations, rollouts, Sink(run))
     environment = environment_class(config.task.environment) if config.task.environment else None
     functions = recorder.functions()
@@ -128,9 +129,11 @@ def _train(
     try:
         fitted = reinforce(trainer, recorder.begin_at, recorder.log, terms(STAGES["grpo"], config, inputs))
     finally:
-        _log_rollouts(rollouts, recorder.history, work, run)
+        if ranks.is_main():
+            _log_rollouts(rollouts, recorder.history, work, run)
     made = hand_over(config, trainer, tokenizer, fitted, work)
-    rollouts.remove()
+    if ranks.is_main():
+        rollouts.remove()
     run.metrics({"grpo/train_seconds": fitted.seconds, "grpo/steps": fitted.steps})
     return made | {"recipe": config.grpo.recipe, "parent": parent.named() if parent else None}
 
@@ -139,7 +142,7 @@ def _worth_asking(
     config: Config, settings: Any, sampled: tuple[Any, Any], rows: list[Row], checked: Verification, work: Path
 ) -> list[Row]:
     """The rows within `grpo.pass_rate`; the rates are kept, so that a restart asks the same rows."""
-    band, place = config.grpo.pass_rate, work / RATES
+    band, place = config.grpo.pass_rate, ranks.shared(work) / RATES
     if not place.exists():
         model, tokenizer = sampled
         sampler = Sampler(
@@ -158,10 +161,11 @@ def _worth_asking(
                 for at in range(0, len(rows), ROWS_AT_ONCE)
                 for rate in sampler.passed(rows[at : at + ROWS_AT_ONCE], checked, shown.advance)
             ]
-        partial = place.with_suffix(".partial")
-        partial.write_text(json.dumps({row.id: rate for row, rate in zip(rows, found, strict=True)}) + "\n")
-        partial.replace(place)
-    rates = json.loads(place.read_text())
+        if ranks.is_main():
+            partial = place.with_suffix(".partial")
+            partial.write_text(json.dumps({row.id: rate for row, rate in zip(rows, found, strict=True)}) + "\n")
+            partial.replace(place)
+    rates = ranks.from_main(lambda: json.loads(place.read_text()))
     kept = [row for row in rows if in_band(rates[row.id], band.low, band.high)]
     say(f"  {len(kept):,} of them with a pass rate of {band.low:g} to {band.high:g}")
     if not kept:

@@ -103,6 +103,7 @@ def _make(stage: Stage, config: Config, inputs: dict[str, Product], work: Path, 
     with run.system_metrics(config.tracking.system_metrics):
         if not launch.is_spawned(stage.name, config.compute):
             made: dict[str, Any] = stage.module.run(config, inputs, work, run)
+            launch.clear(work)
             return made
         try:
             return launch.run(stage.name, config, inputs, work, run.id)

@@ -22,6 +22,8 @@ TRAINING = ("sft", "grpo", "distill")
 NODE_RANKS = ("NODE_RANK", "SLURM_NODEID", "JOB_COMPLETION_INDEX", "SKYPILOT_NODE_RANK")
 RESOLVED, MADE = "resolved.json", "made.json"
 PORT = 29500
+SECONDS_TO_SAVE = 300  # after a signal, before a process that is still there is killed
+GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")  # of gloo and NCCL
 TOLD = {error.exit_code: error for error in (UserError, Refused, Unreachable)}
 
 
@@ -83,6 +85,13 @@ def run(stage: str, config: Config, inputs: dict[str, Product], work: Path, run_
     return made
 
 
+def clear(work: Path) -> None:
+    """Below a launcher of the user's own, what the other ranks left, once all of them are done."""
+    if ranks.started():
+        ranks.barrier()
+        shutil.rmtree(work / ranks.FOLDER, ignore_errors=True)
+
+
 def _start(compute: Compute, node: int, resolved: Path, place: Path) -> None:
     # Not before a training in several processes: it imports torch.
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -90,6 +99,7 @@ def _start(compute: Compute, node: int, resolved: Path, place: Path) -> None:
     from torch.distributed.launcher.api import elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // compute.num_processes)))
     with _forwarded() as signals:
         try:
@@ -124,7 +134,7 @@ def _settings(compute: Compute, node: int, place: Path) -> Any:
         ),
         # Those that end a run are passed on by `_forwarded`, once: a second one would leave the processes alone.
         signals_to_handle="SIGQUIT",
-        shutdown_timeout=wait,
+        shutdown_timeout=min(wait, SECONDS_TO_SAVE),
         **where,
     )
 
@@ -160,19 +170,25 @@ def _forwarded() -> Iterator[list[int]]:
 
 def _told(failures: dict[int, Any], place: Path) -> BaseException:
     """What the first process that failed ended with; the others' errors are of its absence."""
-    rank, first = min(failures.items(), key=lambda item: _order(item[1]))
+    rank = _first(failures)
+    first = failures[rank]
     told, trace = _error_of(first)
     if first.exitcode in TOLD and told:
         return TOLD[first.exitcode](told.partition(": ")[2] or told)
     if first.exitcode in (128 + signal.SIGTERM, 128 + signal.SIGINT):
         return Stopped(first.exitcode - 128)
-    return RankFailed(rank, told or str(first.message), trace, place)
+    silent = [str(number) for number, other in failures.items() if number != rank and not _error_of(other)[0]]
+    waited = f"; it waited for rank {', '.join(silent)}" if silent and "imed out" in told else ""
+    return RankFailed(rank, (told or str(first.message)) + waited, trace, place)
 
 
-def _order(failure: Any) -> tuple[bool, float]:
-    # Who was killed wrote nothing, and is the reason why others found a connection closed.
-    killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
-    return not killed, float(failure.error_file_data.get("at", failure.timestamp))
+def _first(failures: dict[int, Any]) -> int:
+    """The rank that failed first. One that was killed leaves no word of it but in what the others miss."""
+    told = sorted((f.error_file_data["at"], rank) for rank, f in failures.items() if "at" in f.error_file_data)
+    killed = [rank for rank, f in failures.items() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM]
+    if told and not (killed and any(word in _error_of(failures[told[0][1]])[0] for word in GONE)):
+        return int(told[0][1])
+    return killed[0] if killed else min(failures)
 
 
 def _error_of(failure: Any) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+from collections.abc import Collection
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import Any
@@ -92,10 +93,18 @@ def storage(compute: Compute) -> str | None:
     return compute.dtype if compute.strategy == "fsdp2" else None
 
 
-def check_supported(config: Config) -> None:
+def check_supported(stages: Collection[str], config: Config) -> None:
     """Raises UserError for what a strategy can't train or save, by the field."""
     _check_adapter(config.adapter, config.compute.strategy)
     check_package(config.compute)
+    compute = config.compute
+    if compute.num_processes * compute.num_nodes > 1 and config.grpo.asynchronous and "grpo" in stages:
+        raise UserError("grpo.asynchronous: trains in one process; set compute.num_processes=1 and compute.num_nodes=1")
+    if compute.strategy in SHARDED and config.grpo.pass_rate.samples is not None and "grpo" in stages:
+        raise UserError(
+            f"grpo.pass_rate.samples: answers before training need whole weights, which compute.strategy "
+            f"{compute.strategy} leaves in no process; set it to null"
+        )
 
 
 def _check_adapter(adapter: Adapter, strategy: str) -> None:

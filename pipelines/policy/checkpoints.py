@@ -6,6 +6,7 @@ a process leaves `.writing-N` behind, which is no checkpoint.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ SEALED = "sealed.json"
 STATE = "trainer_state.json"
 WRITING = ".writing-"
 REMOVING = ".removing-"
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def step_of(checkpoint: Path) -> int:
@@ -177,7 +179,10 @@ def differing(written: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
 
 
 def _shown(values: Mapping[str, Any], name: str) -> str:
-    return json.dumps(values[name], ensure_ascii=False) if name in values else "no such setting"
+    if name not in values:
+        return "no such setting"
+    value = values[name]
+    return value[:12] if isinstance(value, str) and DIGEST.fullmatch(value) else json.dumps(value, ensure_ascii=False)
 
 
 def _choose(folder: Path) -> Path | None:

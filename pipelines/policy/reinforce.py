@@ -28,6 +28,12 @@ Reward = Callable[..., list[float | None]]
 def settings_of(config: Config, work: Path) -> GRPOConfig:
     """`trl.GRPOConfig` from `grpo.trainer`. Raises UserError where it refuses a value, or a restart can't be exact."""
     settings: GRPOConfig = trainer_settings(GRPOConfig, "grpo.trainer", config, work)
+    local = settings.per_device_train_batch_size * settings.steps_per_generation
+    if local % settings.num_generations:
+        raise UserError(
+            f"grpo.trainer.num_generations: a process generates {local} answers at once (per_device_train_batch_size x "
+            f"steps_per_generation), which has to be a multiple of {settings.num_generations}"
+        )
     shared = steps_at_once(settings)
     if settings.save_strategy == "steps" and settings.save_steps % shared:
         raise UserError(

@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Batch:
     answers: Sequence[Answer]
     scored: Sequence[Scored]
     size: int
+    first_group: int = 0  # of this rank's; the groups of those before it are counted first
 
     def records(self, run_id: str) -> list[dict[str, Any]]:
         """One record a completion, by the schema's names."""
@@ -52,7 +53,7 @@ class Batch:
             {
                 "run_id": run_id,
                 "step": self.step,
-                "group": number // self.size,
+                "group": self.first_group + number // self.size,
                 "sample": number % self.size,
                 "row_id": row.id,
                 "prompt": json.dumps(row.prompt, ensure_ascii=False),
@@ -75,21 +76,22 @@ class Batch:
 
 
 class Rollouts:
-    """A folder with a file for every generation, which a restart goes on with, and one file of all at the end."""
+    """A folder with a file for every generation of a rank, which a restart goes on with, and one of all at the end."""
 
-    def __init__(self, folder: Path, run_id: str) -> None:
-        self._folder, self._run_id = folder, run_id
+    def __init__(self, folder: Path, run_id: str, rank: int = 0) -> None:
+        self._folder, self._run_id, self._rank = folder, run_id, rank
         folder.mkdir(parents=True, exist_ok=True)
 
     def begin_at(self, step: int) -> None:
         """Forgets what an earlier attempt made from this step on: it is made again."""
-        for path in self._folder.glob("*.parquet"):
-            if int(path.stem) >= step:
+        for path in self._folder.glob(f"*-{self._rank:04d}.parquet"):
+            if int(path.stem.partition("-")[0]) >= step:
                 path.unlink()
 
     def add(self, batch: Batch) -> None:
         """Writes a generation, whole or not at all."""
-        path = self._folder / f"{batch.step:08d}.parquet"
+        batch = replace(batch, first_group=self._rank * len(batch.groups()))
+        path = self._folder / f"{batch.step:08d}-{self._rank:04d}.parquet"
         partial = path.with_suffix(".partial")
         pq.write_table(pa.Table.from_pylist(batch.records(self._run_id), SCHEMA), partial, compression="zstd")
         partial.replace(path)

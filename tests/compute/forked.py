@@ -1,7 +1,7 @@
-"""Trainings in several ranks for the price of one import: ranks are forked once everything heavy is imported.
+"""Trainings in several ranks for the price of one import: all that is heavy is imported, then ranks are forked.
 
-`python -m tests.compute.forked CASES.json` runs the cases one after the other and writes OUTCOMES beside the file.
-It is a process of its own because nothing may have touched a tensor before a fork.
+`python -m tests.compute.forked CASES.json` runs the cases one after the other and writes OUTCOMES beside the file. It
+is a process of its own because nothing may have touched a tensor before a fork.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def _outcome(case: Case, config: Any) -> Outcome:
-    begun, port, work = time.monotonic(), _free_port(), Path(case.work)
+    begun, port, work = time.monotonic(), free_port(), Path(case.work)
     work.mkdir(parents=True, exist_ok=True)
     logs = [work.with_name(f"{work.name}.{case.name}.{rank}.log") for rank in range(case.num_ranks)]
     pids = {_forked(case, config, rank, port, logs[rank]): rank for rank in range(case.num_ranks)}
@@ -185,7 +185,8 @@ def _kill_after(fit: Any, step: int) -> None:
     fit._Watch = with_killer
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

@@ -1,7 +1,9 @@
-"""Two processes on the CPU, for real: every strategy trains the same adapter."""
+"""Two processes on the CPU, for real: every strategy trains the same adapter, and goes on from a checkpoint exactly."""
 
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -56,3 +58,99 @@ def test_supervised_adapters_are_those_of_one_process(supervised: dict[str, Path
         max(float(value.abs().max()) for name, value in weights(supervised["one"]).items() if "lora_B" in name) > 1e-4
     )
     assert furthest(supervised["one"], supervised[strategy]) < NEAR
+
+
+LIVE = ("ddp", "zero2", "zero3", "fsdp2")
+
+
+def live(world: World, stage: str, strategy: str) -> list[str]:
+    """Overrides of a training by what the model itself says."""
+    return [
+        *world.overrides(),
+        f"{stage}.rows={world.product('rows')}",
+        f"{stage}.start=base",
+        f"strategy={strategy}",
+        "compute.num_processes=2",
+        "compute.rendezvous.timeout_s=60",
+        f"{stage}.trainer.max_steps=2",
+        f"{stage}.trainer.save_steps=1",
+        f"{stage}.trainer.logging_steps=1",
+        f"{stage}.trainer.gradient_accumulation_steps=1",
+        f"{stage}.trainer.per_device_train_batch_size=4",
+        f"{stage}.trainer.max_completion_length=6",
+        f"{stage}.trainer.lr_scheduler_type=constant",
+    ]
+
+
+def rewarded(world: World, strategy: str) -> list[str]:
+    # Differs from answer to answer, whatever they say.
+    shaped = ["grpo.rewards.language.weight=0.9", "grpo.rewards.language.language=en", "verifier.workers=1"]
+    return [*live(world, "grpo", strategy), "grpo.trainer.num_generations=4", *shaped]
+
+
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory, small_model: Path) -> Path:
+    """The small model with other weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("other")
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(small_model)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(small_model).save_pretrained(folder)
+    return folder
+
+
+def taught(world: World, strategy: str, teacher: Path) -> list[str]:
+    license = "teacher.license={id: MIT, conditions: null, url: null}"
+    return [*live(world, "distill", strategy), "teacher.kind=model", f"teacher.at={teacher}", license]
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory, prepared: World, other_model: Path) -> dict[str, Path]:
+    """Adapters by `stage strategy`."""
+    folder = tmp_path_factory.mktemp("learnt")
+    cases = [Case(f"grpo {name}", "grpo", rewarded(prepared, name), str(folder / f"grpo_{name}")) for name in LIVE]
+    for name in LIVE:
+        overrides = taught(prepared, name, other_model)
+        cases.append(Case(f"distill {name}", "distill", overrides, str(folder / f"distill_{name}")))
+    run(cases, folder)
+    return {case.name: Path(case.work) for case in cases}
+
+
+@pytest.mark.parametrize("strategy", LIVE[1:])
+@pytest.mark.parametrize("stage", ["grpo", "distill"])
+def test_what_is_learnt_from_own_answers_is_the_same(learnt: dict[str, Path], stage: str, strategy: str) -> None:
+    plain = weights(learnt[f"{stage} ddp"])
+    assert max(float(value.abs().max()) for name, value in plain.items() if "lora_B" in name) > 1e-4
+    assert furthest(learnt[f"{stage} ddp"], learnt[f"{stage} {strategy}"]) < NEAR
+
+
+def test_rollouts_of_all_ranks_are_kept(learnt: dict[str, Path]) -> None:
+    table: list[dict[str, Any]] = pq.read_table(learnt["grpo ddp"] / "rollouts.parquet").to_pylist()
+    assert [(row["step"], row["group"], row["sample"]) for row in table] == [
+        (step, group, sample) for step in (1, 2) for group in (0, 1) for sample in range(4)
+    ]
+    assert len({row["row_id"] for row in table}) == 4
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory, prepared: World) -> dict[str, Path]:
+    """Trainings that were killed behind a checkpoint and started again, by strategy."""
+    folder = tmp_path_factory.mktemp("resumed")
+    cases = []
+    for name in STRATEGIES:
+        work = str(folder / name)
+        cases.append(Case(f"killed {name}", "sft", sft(prepared, name, 2), work, kill_at=4))
+        cases.append(Case(f"resumed {name}", "sft", sft(prepared, name, 2), work))
+    found = run(cases, folder)
+    for name in STRATEGIES:
+        assert "going on from step 3" in found[f"resumed {name}"].said
+    return {name: folder / name for name in STRATEGIES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_resumed_training_is_the_uninterrupted_one(
+    resumed: dict[str, Path], supervised: dict[str, Path], strategy: str
+) -> None:
+    assert furthest(supervised[strategy], resumed[strategy]) == 0

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import compute_damage, compute_kills
-from benchmarks.compute_trainings import Training, ended, fresh, prepared, signalled
+from benchmarks.compute_trainings import Training, ended, fresh, outcome, prepared, signalled
 
 KILLS = 4
 SAVES = 3  # of the two processes' training, before it is killed
@@ -112,8 +112,12 @@ def two_processes(training: Training, folder: Path) -> dict[str, object]:
     # Both have to leave out the damaged one.
     (newest / "rng_state_1.pth").unlink()
     codes += [ended(process) for process in pair(training, work, folder / "log")]
-    same = (work / "adapter_model.safetensors").read_bytes() == (whole / "adapter_model.safetensors").read_bytes()
-    return {"codes": codes, "files": files, "same": same, "alone": [alone, log.read_text(encoding="utf-8")]}
+    return {
+        "codes": codes,
+        "files": files,
+        "same": outcome(work) == outcome(whole),
+        "alone": [alone, log.read_text(encoding="utf-8")],
+    }
 
 
 def pair(training: Training, work: Path, log: Path) -> list[int]:

@@ -58,7 +58,7 @@ def test_a_resume_refuses_what_changed_and_names_it(told: dict[str, Any]) -> Non
     assert "  seed: the checkpoint was written with 42, got 7\n" in told["changed"]["seed"][1]
     code, output = told["changed"]["nothing that counts"]
     assert code == 0, output
-    assert "going on from step 4" in output
+    assert "going on from step 5" in output
 
 
 def test_two_processes_seal_one_checkpoint_and_agree_on_it(told: dict[str, Any]) -> None:
