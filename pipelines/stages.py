@@ -51,7 +51,7 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage("prepare", "rows", ("seed", "task", "prepare", "verifier"), ()),
-        Stage("sft", "adapter", ("seed", "model", "adapter", "compute", "sft"), ("rows",)),
+        Stage("sft", "adapter", ("seed", "model", "adapter", "compute", "optimizer", "sft"), ("rows",)),
         Stage(
             "generate",
             "generated",
@@ -61,11 +61,14 @@ STAGES = {
         Stage(
             "distill",
             "adapter",
-            ("seed", "task", "model", "adapter", "compute", "teacher", "distill"),
+            ("seed", "task", "model", "adapter", "compute", "optimizer", "teacher", "distill"),
             ("rows", "adapter", "generated"),
         ),
         Stage(
-            "grpo", "adapter", ("seed", "task", "model", "adapter", "compute", "grpo", "verifier"), ("rows", "adapter")
+            "grpo",
+            "adapter",
+            ("seed", "task", "model", "adapter", "compute", "optimizer", "grpo", "verifier"),
+            ("rows", "adapter"),
         ),
         Stage(
             "evaluate",

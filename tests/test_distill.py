@@ -260,7 +260,9 @@ def test_a_registered_version_teaches_and_is_named_by_its_content(
 
 
 def test_a_teacher_in_four_bits_teaches(finished: World, world: World, given: list[str]) -> None:
-    four_bits = "{bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true, bnb_4bit_compute_dtype: float32}"
+    four_bits = (
+        "{bnb_4bit_quant_type: nf4, bnb_4bit_use_double_quant: true, bnb_4bit_compute_dtype: float32, experts: true}"
+    )
     asked = [*given, f"teacher.quantization={four_bits}"]
     config = compose([*world.overrides(), *asked]).config
     there = teachers.loaded(config, teachers.find(config))

@@ -26,11 +26,12 @@ class License(Block):
 
 
 class Quantization(Block):
-    """bitsandbytes 4-bit settings of the base model."""
+    """bitsandbytes 4-bit settings of the base model; `experts`: of its fused 3-D experts too."""
 
     bnb_4bit_quant_type: Literal["nf4", "fp4"]
     bnb_4bit_use_double_quant: bool
     bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"]
+    experts: bool
 
 
 class EndpointFields(Block):

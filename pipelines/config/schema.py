@@ -190,13 +190,16 @@ class Targets(Block):
     """Where adapters attach, by module or parameter name as transformers names them.
 
     `exclude_modules` is a pattern that keeps a part of the model out (a vision tower);
-    `target_parameters` are the fused 3-D expert parameters, used only when
-    `adapter.train_experts` is true.
+    `target_parameters` are the fused 3-D expert parameters, used only when `adapter.train_experts` is true;
+    `shared_expert_parameters`, of shared experts that `target_modules` can't name, with `adapter.train_shared_experts`;
+    `router_parameters` with `adapter.train_router`.
     """
 
     target_modules: list[Text] = Field(min_length=1)
     exclude_modules: Text | None
     target_parameters: list[Text]
+    shared_expert_parameters: list[Text]
+    router_parameters: list[Text]
     feedforward_modules: list[Text]
 
 
@@ -220,6 +223,8 @@ class Adapter(Block):
     name: Name
     method: Literal["lora", "ia3", "prefix_tuning", "p_tuning"]
     train_experts: bool
+    train_shared_experts: bool
+    train_router: bool
     quantization: Quantization | None
     peft: dict[str, Any]
 
@@ -246,6 +251,37 @@ class Compute(Block):
     deepspeed: DeepSpeed | None
     fsdp: Fsdp | None
     rendezvous: Rendezvous
+
+
+class Muon(Block):
+    """`torch.optim.Muon`'s settings, by its own names."""
+
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    nesterov: bool
+    ns_steps: Annotated[int, Field(ge=1, le=99)]
+    adjust_lr_fn: Literal["original", "match_rms_adamw"]
+
+
+class QkClip(Block):
+    """The attention logit above which a head's adapters on queries and keys shrink."""
+
+    tau: Annotated[float, Field(gt=0)]
+
+
+class Optimizer(Block):
+    """What sft, grpo and distill train with: `optim` is their trainer's, the others lie over it where they are set."""
+
+    name: Name
+    optim: Text
+    lora_plus_ratio: Annotated[float, Field(ge=1)] | None
+    muon: Muon | None
+    qk_clip: QkClip | None
+
+    @model_validator(mode="after")
+    def _one_rule_for_matrices(self) -> "Optimizer":
+        if self.muon is not None and self.lora_plus_ratio is not None:
+            raise ValueError("muon and lora_plus_ratio both decide how B is updated: set one of them to null")
+        return self
 
 
 # --- stages -------------------------------------------------------------------------------------
@@ -770,6 +806,7 @@ class Config(Block):
     model: Model
     adapter: Adapter
     compute: Compute
+    optimizer: Optimizer
     gate: Gate
     engine: Engine
     prepare: Prepare

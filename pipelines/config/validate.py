@@ -80,7 +80,7 @@ OWNED: dict[str, dict[str, str]] = {
         "base_model_name_or_path": "model.id",
         "revision": "model.revision",
         "loftq_config": "adapter.quantization",
-        "target_parameters": "adapter.train_experts and model.targets.target_parameters",
+        "target_parameters": "adapter.train_experts, train_shared_experts and train_router",
     },
 }
 

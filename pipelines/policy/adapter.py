@@ -15,6 +15,7 @@ from transformers import BitsAndBytesConfig, FineGrainedFP8Config, Mxfp4Config
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.schema import Adapter, Compute, Model
 from pipelines.errors import UserError
+from pipelines.policy.moe import check_router, not_parametrized, target_parameters
 
 FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 CONFIGS: dict[str, type[PeftConfig]] = {
@@ -29,7 +30,7 @@ ELSEWHERE = {
     "task_type": "every adapter here is for a causal language model",
     "peft_type": "set adapter.method",
     "loftq_config": "loftq is fitted in one step to the error of adapter.quantization",
-    "target_parameters": "set adapter.train_experts; the names are the model profile's",
+    "target_parameters": "set adapter.train_experts, train_shared_experts or train_router; the profile has the names",
 }
 
 
@@ -39,8 +40,10 @@ def peft_config(adapter: Adapter, model: Model) -> PeftConfig:
     _check_keys(adapter, config_class)
     _check_start(adapter)
     settings = dict(adapter.peft)
-    if adapter.train_experts:
-        settings["target_parameters"] = _expert_parameters(adapter, model)
+    if parameters := target_parameters(adapter, model):
+        settings["target_parameters"] = parameters
+    if excluded := not_parametrized(adapter, settings.get("exclude_modules")):
+        settings["exclude_modules"] = excluded
     if starts_from_quantization_error(adapter):
         # peft's own LoftQ writes into the base weights; `pipelines.policy.start` moves the adapter alone.
         settings["init_lora_weights"] = True
@@ -113,8 +116,8 @@ def check_attached(model: nn.Module, adapter: Adapter, profile: Model) -> dict[s
     targets = adapter.peft.get("target_modules")
     if isinstance(targets, list):
         _check_matched("adapter.peft.target_modules", targets, modules, profile)
-    if adapter.train_experts:
-        _check_matched("targets.target_parameters", profile.targets.target_parameters, parameters, profile)
+    _check_matched("targets", target_parameters(adapter, profile), parameters, profile)
+    check_router(adapter, profile, [*modules, *parameters])
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if not trainable:
         raise UserError(f"adapter {adapter.name}: no parameter of {profile.name} is trainable")
@@ -198,19 +201,6 @@ def _check_start(adapter: Adapter) -> None:
         raise UserError(f"adapter.peft.init_lora_weights: {start} changes the base, so it can't be in 4 bit")
     if changes_base(adapter) and adapter.peft.get("use_dora"):
         raise UserError(f"adapter.peft.use_dora: can't be saved over the published base with {start}")
-    if adapter.train_experts and start is not True:
-        raise UserError(f"adapter.train_experts: fused experts have no start {start!r}")
-
-
-def _expert_parameters(adapter: Adapter, model: Model) -> list[str]:
-    if adapter.method != "lora":
-        raise UserError(f"adapter.train_experts: {adapter.method} can't reach fused experts, lora can")
-    if not model.targets.target_parameters:
-        raise UserError(f"adapter.train_experts: {model.name} lists no targets.target_parameters")
-    for key in ("lora_dropout", "use_dora"):
-        if adapter.peft.get(key):
-            raise UserError(f"adapter.train_experts: fused experts don't work with adapter.peft.{key}")
-    return list(model.targets.target_parameters)
 
 
 def _dequantized(adapter: Adapter, method: str) -> Mxfp4Config | FineGrainedFP8Config:

@@ -19,6 +19,7 @@ from pipelines.policy import adapter as adapters
 from pipelines.policy.base import source, template_switches
 from pipelines.policy.fit import Course, Fitted, Log, fit, trainer_settings
 from pipelines.policy.geometry import rows_of_step
+from pipelines.policy.optimizer import attach
 from pipelines.progress import say
 from pipelines.rewards.recorder import Sink
 from pipelines.rewards.spawned import SpawnedReward
@@ -103,6 +104,7 @@ def build_trainer(
     except ValueError as error:
         raise UserError(f"grpo.asynchronous: {error}") from error
     adapters.check_attached(trainer.model, config.adapter, config.model)
+    attach(config, trainer)
     say(
         f"  {config.adapter.name}: {sum(p.numel() for p in trainer.model.parameters() if p.requires_grad):,} parameters"
     )

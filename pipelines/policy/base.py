@@ -156,6 +156,7 @@ def load_base(model: Model, adapter: Adapter, compute: Compute) -> Any:
 
     from pipelines.compute.strategy import device_map, storage
     from pipelines.policy.adapter import check_hardware, keep_differentiable, quantization_config
+    from pipelines.policy.moe import quantize_experts
 
     check_hardware(adapter, compute)
     transformers.utils.logging.disable_progress_bar()
@@ -173,6 +174,7 @@ def load_base(model: Model, adapter: Adapter, compute: Compute) -> Any:
     if report["missing_keys"]:
         name = sorted(report["missing_keys"])[0]
         raise UserError(f"model.id: the files of {model.id} lack {len(report['missing_keys'])} weights, such as {name}")
+    quantize_experts(base, model, adapter.quantization)
     keep_differentiable(base)
     return base
 

@@ -68,7 +68,7 @@ def build_trainer(
         )
     trainer.told, trainer.ends = told, frozenset(end_tokens(config.model, tokenizer))
     trainer.prompt_lengths = [asked.lengths[row.id] for row in asked.rows]
-    begin(config, student, trainer.model, work)
+    begin(config, student, trainer, work)
     return trainer
 
 

@@ -18,6 +18,7 @@ from pipelines.errors import UserError
 from pipelines.policy.checkpoints import CHECKPOINTS, STATE, hold, newest_checkpoint, sealed
 from pipelines.policy.health import Health
 from pipelines.policy.in_force import in_force
+from pipelines.policy.optimizer import check
 from pipelines.policy.out_of_memory import told_if_too_large
 from pipelines.policy.resuming import Resumed
 from pipelines.policy.saving import EpochStart, SealedSaves
@@ -45,7 +46,7 @@ def trainer_settings(cls: type, field: str, config: Config, work: Path) -> Any:
     """The settings of a TRL trainer from the mapping at `field`; raises UserError where the class refuses a value."""
     block, name = field.split(".")
     try:
-        made = cls(
+        settings = cls(
             output_dir=str(ranks.shared(work) / CHECKPOINTS),
             seed=config.seed,
             use_cpu=config.compute.device == "cpu",
@@ -56,10 +57,11 @@ def trainer_settings(cls: type, field: str, config: Config, work: Path) -> Any:
             **trainer_arguments(config.compute),
             **getattr(getattr(config, block), name),
         )
-        made.asked = (config.compute.strategy, config.compute.num_processes * config.compute.num_nodes)
-        return made
+        settings.asked = (config.compute.strategy, config.compute.num_processes * config.compute.num_nodes)
     except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{field}: {' '.join(str(error).split())}") from None
+    check(settings, field)
+    return settings
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def build_trainer(
     )
     trainer.train_dataset = with_blanks(trainer.train_dataset, settings, tokenizer.pad_token_id)
     trainer.row_ids = ByTokens(examples["train"], settings.max_length)
-    begin(config, student, trainer.model, Path(settings.output_dir).parent)
+    begin(config, student, trainer, Path(settings.output_dir).parent)
     if settings.packing:
         check_apart(trainer, f"{stage}.trainer")
     return trainer

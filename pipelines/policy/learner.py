@@ -11,9 +11,13 @@ from pipelines.errors import UserError
 from pipelines.policy import adapter as adapters
 from pipelines.policy.base import load_base
 from pipelines.policy.checkpoints import CHECKPOINTS
+from pipelines.policy.counting import CountMetrics, Counts, counted
 from pipelines.policy.fit import START
 from pipelines.policy.memory import keep_freed
+from pipelines.policy.moe import experts_left, gigabytes, told
+from pipelines.policy.optimizer import attach
 from pipelines.policy.packing import PROMPT_METHODS
+from pipelines.policy.routing import Routers, RoutingMetrics
 from pipelines.policy.start import fit_quantization_error, on_top, save_start
 from pipelines.product import Product
 from pipelines.progress import say
@@ -32,20 +36,33 @@ def peft_of(config: Config, student: Any) -> Any:
     return None if isinstance(student, PeftModel) else adapters.peft_config(config.adapter, config.model)
 
 
-def begin(config: Config, student: Any, trained: Any, work: Path) -> None:
-    """What the start of a new adapter needs, and a look at what it reached.
+def begin(config: Config, student: Any, trainer: Any, work: Path) -> None:
+    """What the start of a new adapter needs, a look at what it reached and what is stored, and the optimizer.
 
-    `student` is what `load_learner` gave, `trained` the trainer's model.
+    `student` is what `load_learner` gave.
     """
-    fresh = not isinstance(student, PeftModel)
+    fresh, trained = not isinstance(student, PeftModel), trainer.model
     if fresh:
         if adapters.starts_from_quantization_error(config.adapter):
             fit_quantization_error(trained, config.model)
         if adapters.changes_base(config.adapter) and is_main() and not (work / CHECKPOINTS).exists():
             save_start(trained, work / START)
         adapters.check_attached(trained, config.adapter, config.model)
-    trainable = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-    say(f"  {config.adapter.name}{'' if fresh else ', trained on'}: {trainable:,} parameters to train")
+    counts = counted(trained)
+    _tell(config, trained, counts, fresh)
+    trainer.add_callback(CountMetrics(counts))
+    if (routers := Routers(trained.get_base_model())).loads:
+        trainer.add_callback(RoutingMetrics(routers))
+    attach(config, trainer)
+
+
+def _tell(config: Config, trained: Any, counts: Counts, fresh: bool) -> None:
+    parts = ", ".join(f"{part.replace('_', ' ')} {size:,}" for part, size in counts.by_part.items())
+    say(f"  {config.adapter.name}{'' if fresh else ', trained on'}: {counts.trainable:,} parameters to train ({parts})")
+    say(f"  the base is stored in {told(trained)}")
+    left = experts_left(trained, config.model)
+    if config.adapter.quantization is not None and left:
+        say(f"  its experts are not in 4 bit: {gigabytes(left)} of that")
 
 
 def check_reads_weights(config: Config, method: str) -> None:

@@ -70,7 +70,7 @@ def build_trainer(
     )
     trainer.prompt_lengths, trainer.told = lengths, told
     trainer.row_ids = ByNumber([row.id for row in asked.rows])
-    begin(config, student, trainer.model, work)
+    begin(config, student, trainer, work)
     return trainer
 
 

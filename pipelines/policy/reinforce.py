@@ -88,7 +88,7 @@ def build_trainer(
         environment_factory=asked.environment,
     )
     trainer.row_ids = ByNumber([row.id for row in asked.rows])
-    begin(config, policy, trainer.model, work)
+    begin(config, policy, trainer, work)
     say(f"  prompts are computed {'once for all of their answers' if shared else 'anew for each of their answers'}")
     return trainer
 

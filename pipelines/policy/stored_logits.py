@@ -358,5 +358,5 @@ def build_trainer(
     )
     trainer.train_dataset = with_blanks(trainer.train_dataset, settings, tokenizer.pad_token_id)
     trainer.row_ids = ByTokens(examples, None)
-    begin(config, student, trainer.model, Path(settings.output_dir).parent)
+    begin(config, student, trainer, Path(settings.output_dir).parent)
     return trainer
