@@ -178,7 +178,8 @@ def stored(top_k: int | None = None) -> tuple[float, float]:
         pairs = zip(*(stored_logits._log_probabilities(model, batch) for model in (student, teacher)), strict=True)
         for number, (ours, theirs) in enumerate(pairs, start=start):
             whole += float((theirs.exp() * (theirs - ours)).sum())
-            part += float(stored_logits.divergence(ours, **kept.of(number)).sum())
+            told_of = kept.of(number)
+            part += float(stored_logits.divergence(ours, told_of["ids"], told_of["logp"]).sum())
     return about["share"], abs(part - whole) / whole
 
 

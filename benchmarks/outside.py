@@ -318,6 +318,7 @@ OUTSIDE: dict[str, object] = {
     "distill.start": "scratch",
     "distill.method": "osmosis",
     "distill.prompt": "",
+    "distill.top_k": 0,
     "distill.recipe": "Two Words",
     "distill.watch.window": 0,
     "distill.watch.loss_spike.limit": -0.1,

@@ -17,7 +17,7 @@ from pipelines.policy.lengths import Room, prompt_lengths
 from pipelines.product import Product
 from pipelines.progress import say
 from pipelines.stages import STAGES
-from pipelines.subjects.teacher import find, loaded
+from pipelines.subjects.teacher import Loaded, find, loaded, scorer
 from pipelines.tracking.pictures import loss_curve
 from pipelines.tracking.run import Run, finite
 
@@ -56,7 +56,7 @@ def _train(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> 
 
 
 def _learn_from_live(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> Learnt:
-    """Learning from a teacher that is loaded beside the student."""
+    """Learning from a teacher that is loaded beside the student, or told by a server."""
     from pipelines.policy.learner import load_learner
 
     method = importlib.import_module(f"pipelines.policy.{LIVE[config.distill.method]}")
@@ -67,13 +67,20 @@ def _learn_from_live(config: Config, inputs: dict[str, Product], work: Path, run
     room = Room(config.model.context_length, config.model.name, limit, field)
     lengths = prompt_lengths(tokenizer, template_switches(config.model), rows, room)
     teacher = find(config)
-    there = loaded(config, teacher)
+    there = loaded(config, teacher) if teacher.endpoint is None else scorer(config, teacher, tokenizer)
     run.input(config.task.name, inputs["rows"].file(f"{SPLIT}.jsonl"), inputs["rows"].about["digests"][SPLIT], SPLIT)
     say(f"  {len(rows):,} prompts of at most {max(lengths.values())} tokens")
     student = load_learner(config, inputs.get("adapter"))
     asked = method.Asked(rows, lengths)
-    trainer = method.build_trainer(config, settings, (student, there), tokenizer, asked, work)
+    if isinstance(there, Loaded):
+        trainer = method.build_trainer(config, settings, (student, there), tokenizer, asked, work)
+    else:
+        from pipelines.policy import server_teacher
+
+        trainer = server_teacher.build_trainer(config, settings, (student, there), tokenizer, asked, work)
     made = _fit(config, inputs, (trainer, tokenizer), method.rows_per_step(settings), work, run)
+    if teacher.endpoint is not None:
+        run.metrics({"distill/cost": teacher.endpoint.spent})
     return made | {"teacher": teacher.record(), "generated": None}, rows
 
 
@@ -104,11 +111,6 @@ def _learn_from_written(config: Config, inputs: dict[str, Product], work: Path, 
 
 def _rows(config: Config, rows: Product) -> list[Row]:
     """The rows that the student is asked. Raises UserError where their answers would be calls of tools."""
-    if config.task.environment is not None:
-        raise UserError(
-            f"distill.method: {config.distill.method} has no episodes in an environment, and task {config.task.name} "
-            f"has {config.task.environment}; let the teacher play them with generate and use distillation=sequence"
-        )
     place = rows.file(f"{SPLIT}.jsonl")
     found = read_rows(place)
     if not found:

@@ -15,6 +15,7 @@ from pipelines.compute import launch
 from pipelines.compute.launch import TRAINING, node_rank
 from pipelines.config.compose import Composed
 from pipelines.config.schema import Config
+from pipelines.config.teaching import SERVED
 from pipelines.errors import UserError
 from pipelines.holding import held
 from pipelines.progress import say
@@ -93,6 +94,10 @@ def _check_ahead(stage: str, config: Config) -> Config:
         from pipelines.rewards.precheck import check as check_rewards
 
         check_rewards(config)
+    if "distill" in stages:
+        from pipelines.policy.precheck import check as check_learning
+
+        check_learning(config)
     if "evaluate" in stages:
         from pipelines.evaluation.precheck import check as check_evaluation
 
@@ -158,9 +163,12 @@ def _one(stage: str, config: Config) -> None:
 def _check_teacher(config: Config) -> None:
     """A flow's teacher is looked for before its student is trained. Raises UserError or Refused as the stages would."""
     if config.teacher.kind is not None and {"generate", "distill"} & set(config.flow):
-        from pipelines.subjects.teacher import find
+        from pipelines.policy.base import load_tokenizer
+        from pipelines.subjects.teacher import find, scorer
 
-        find(config)
+        teacher = find(config)
+        if teacher.endpoint is not None and "distill" in config.flow and config.distill.method in SERVED:
+            scorer(config, teacher, load_tokenizer(config.model))
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from pipelines.config.block import Block, Count, EndpointFields, License, Name, 
 from pipelines.config.watching import LossWatch
 
 METHODS = ("on_policy", "prompted", "cross_tokenizer", "sequence", "stored_logits")
+SERVED = ("on_policy", "prompted")  # methods whose teacher may be at an endpoint
 FROM_GENERATED = ("sequence", "stored_logits")  # methods that learn from what generate wrote, without the teacher
 
 
@@ -46,7 +47,8 @@ class Distill(Block):
     """Learning from a teacher; `trainer` is handed to the TRL trainer of the method as it stands.
 
     `start` adapter goes on from `adapter` (null: this configuration's), base trains a new one. `prompt` is what a
-    prompted teacher is told and the student isn't.
+    prompted teacher is told and the student isn't. `top_k` are the likeliest tokens of each place that a teacher at an
+    endpoint tells.
     """
 
     rows: Text | None
@@ -55,6 +57,7 @@ class Distill(Block):
     start: Literal["adapter", "base"]
     method: Literal["on_policy", "prompted", "cross_tokenizer", "sequence", "stored_logits"]
     prompt: Text | None
+    top_k: Count
     recipe: Name
     watch: LossWatch
     trainer: dict[str, Any]

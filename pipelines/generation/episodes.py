@@ -9,7 +9,8 @@ from pipelines.dataset.row import Message, Row
 from pipelines.environments.episode import Episode, play
 from pipelines.environments.tools import Toolbox, environment_class, offered
 from pipelines.generation.attempt import Attempt
-from pipelines.subjects.endpoint import OVER_LIMIT, Recalled
+from pipelines.subjects.endpoint import Recalled
+from pipelines.subjects.posting import OVER_LIMIT
 from pipelines.subjects.subject import Question, Reply
 
 Turn = Callable[[list[Question], int], list[Reply]]  # asks, for the turn of that number

@@ -52,26 +52,42 @@ def build_trainer(
     student, teacher = models
     check_same(student, tokenizer, teacher, settings.chat_template_kwargs, config.distill.method)
     check_enough(settings, asked)
-    lengths = [asked.lengths[row.id] for row in asked.rows]
-    told = None
-    if config.distill.prompt is not None:
-        told = Told(tokenizer, settings.chat_template_kwargs, asked.rows, config.distill.prompt)
-    longest = max(lengths) if told is None else told.longest
-    check_context(teacher.model, longest + settings.max_completion_length)
+    told = told_of(config, settings, tokenizer, asked)
+    check_context(teacher.model, longest(told, asked) + settings.max_completion_length)
     trainer = OnPolicyTrainer(
-        model=student,
-        teacher_model=plain(teacher.model),
-        args=settings,
-        train_dataset=Dataset.from_dict(
-            {"prompt": [row.prompt for row in asked.rows], "row": list(range(len(asked.rows)))}
-        ),
-        processing_class=tokenizer,
-        peft_config=peft_of(config, student),
+        **arguments(config, settings, student, tokenizer, asked), teacher_model=plain(teacher.model)
     )
-    trainer.prompt_lengths, trainer.told = lengths, told
+    trainer.prompt_lengths, trainer.told = [asked.lengths[row.id] for row in asked.rows], told
     trainer.row_ids = ByNumber([row.id for row in asked.rows])
     begin(config, student, trainer, work)
     return trainer
+
+
+def arguments(
+    config: Config, settings: DistillationConfig, student: Any, tokenizer: Any, asked: Asked
+) -> dict[str, Any]:
+    """What a trainer is made from, whoever the teacher is."""
+    return {
+        "model": student,
+        "args": settings,
+        "train_dataset": Dataset.from_dict(
+            {"prompt": [row.prompt for row in asked.rows], "row": list(range(len(asked.rows)))}
+        ),
+        "processing_class": tokenizer,
+        "peft_config": peft_of(config, student),
+    }
+
+
+def told_of(config: Config, settings: DistillationConfig, tokenizer: Any, asked: Asked) -> "Told | None":
+    """The teacher's own prompts, where it is told more than the student."""
+    if config.distill.prompt is None:
+        return None
+    return Told(tokenizer, settings.chat_template_kwargs, asked.rows, config.distill.prompt)
+
+
+def longest(told: "Told | None", asked: Asked) -> int:
+    """Tokens of the longest prompt that the teacher reads."""
+    return max(asked.lengths[row.id] for row in asked.rows) if told is None else told.longest
 
 
 def rows_per_step(settings: Any) -> int:
@@ -133,7 +149,8 @@ class OnPolicyTrainer(DistillationTrainer):
     def _get_last_hidden_state(
         self, unwrapped_model: Any, input_ids: Any, attention_mask: Any, logits_to_keep: int, **further: Any
     ) -> Any:
-        if self.told is not None and unwrapped_model is self.accelerator.unwrap_model(self.teacher_model):
+        teacher = self.teacher_model and self.accelerator.unwrap_model(self.teacher_model)
+        if self.told is not None and unwrapped_model is teacher:
             input_ids, attention_mask = self.told.exchanged(input_ids, attention_mask, logits_to_keep)
         return super()._get_last_hidden_state(unwrapped_model, input_ids, attention_mask, logits_to_keep, **further)
 

@@ -5,6 +5,7 @@ more outcome, so that what is compared stays a distribution.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,18 +260,31 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
 # --- learning -----------------------------------------------------------------------------------
 
 
-def divergence(logits: torch.Tensor, ids: torch.Tensor, logp: torch.Tensor) -> torch.Tensor:
-    """Forward KL of each place, in nats, float32 of (tokens,): the stored tokens and all others as one outcome.
+def divergence(logits: torch.Tensor, ids: torch.Tensor, logp: torch.Tensor, beta: float = 0.0) -> torch.Tensor:
+    """Generalised divergence of each place, in nats, float32 of (tokens,): the told tokens, all others one outcome.
 
-    `logits` are the student's, (tokens, vocabulary); `ids` is (tokens, top_k), `logp` (tokens, top_k + 1), the rest's
-    last.
+    `logits` are the student's, (tokens, vocabulary); `ids` is (tokens, top_k), `logp` (tokens, top_k + 1) the
+    teacher's, the rest's last; -inf leaves an outcome out, and its id then has to repeat another of the place. `beta`
+    0 is forward KL, 1 reverse KL, between them Jensen-Shannon: Agarwal et al. 2024, section 2.
     """
     scores = logits.float()
     whole = scores.logsumexp(-1, keepdim=True)
     rest = scores.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
     ours = torch.cat([scores.gather(-1, ids), rest], dim=-1) - whole
-    theirs = logp.log_softmax(-1)  # float16 leaves their sum a little off 1
-    return (theirs.exp() * (theirs - ours.clamp(min=NOTHING))).sum(-1)
+    none = logp == -torch.inf
+    theirs = logp.log_softmax(-1).masked_fill(none, NOTHING)  # float16 leaves their sum a little off 1
+    ours = ours.clamp(min=NOTHING).masked_fill(none, NOTHING)
+    if beta == 0:
+        return _kl(theirs, ours)
+    if beta == 1:
+        return _kl(ours, theirs)
+    mixed = torch.logaddexp(ours + math.log1p(-beta), theirs + math.log(beta))
+    return beta * _kl(theirs, mixed) + (1 - beta) * _kl(ours, mixed)
+
+
+def _kl(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """KL(first || second) of log-probabilities (tokens, outcomes)."""
+    return (first.exp() * (first - second)).sum(-1)
 
 
 class StoredTrainer(SameSteps, SFTTrainer):

@@ -1,7 +1,7 @@
 """Whether student and teacher mean the same by a token, and write a conversation with the same tokens."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipelines.errors import UserError
@@ -15,6 +15,7 @@ PROBE = [
     {"role": "assistant", "content": 'Là-bas. {"city": "Zürich"}'},
 ]
 SHOWN = 12
+PROBED = 192  # tokens of the vocabulary, at even distances
 
 
 def check_same(student: Any, tokenizer: Any, teacher: Any, template: Mapping[str, Any], method: str) -> None:
@@ -59,7 +60,23 @@ def template_difference(
 ) -> str | None:
     """Where the two write a conversation with other tokens, in words; None where they don't.
 
-    A template that knows no system message is asked without one. Both have one vocabulary.
+    Both have one vocabulary.
+    """
+
+    def theirs(messages: Sequence[Mapping[str, Any]], prompt: bool) -> list[int]:
+        return render(teacher, [messages], [None], their_switches, prompt)[0]
+
+    return rendering_difference(student, switches, theirs)
+
+
+def rendering_difference(
+    student: Any,
+    switches: Mapping[str, Any],
+    theirs: Callable[[Sequence[Mapping[str, Any]], bool], Sequence[int] | None],
+) -> str | None:
+    """As `template_difference`, with a function that writes a conversation, or a prompt, as the teacher's tokens.
+
+    A template that knows no system message is asked without one; None is compared with nothing.
     """
     from jinja2 import TemplateError
 
@@ -68,11 +85,11 @@ def template_difference(
             asked = messages[:-1] if prompt else messages
             try:
                 ours = render(student, [asked], [None], switches, prompt)[0]
-                theirs = render(teacher, [asked], [None], their_switches, prompt)[0]
+                other = theirs(asked, prompt)
             except TemplateError:
                 continue
-            if ours != theirs:
-                return _parted(student, ours, theirs)
+            if other is not None and ours != other:
+                return _parted(student, ours, other)
     return None
 
 
@@ -81,6 +98,13 @@ def _parted(tokenizer: Any, ours: Sequence[int], theirs: Sequence[int]) -> str:
     at = min(len(ours), len(theirs)) if same is None else same
     mine, other = (tokenizer.decode(ids[at : at + SHOWN]) or "nothing more" for ids in (ours, theirs))
     return f"after {at} tokens of a probe the student's goes on with {mine!r}, the teacher's with {other!r}"
+
+
+def probe(tokenizer: Any, template: Mapping[str, Any]) -> list[int]:
+    """Token ids of the student's that tell vocabularies apart: of many signs, and from all over the vocabulary."""
+    told = render(tokenizer, [PROBE[1:]], [None], template, prompt=False)[0]
+    size = len(tokenizer)
+    return told + [size - 1 - number * size // PROBED for number in range(min(PROBED, size))]
 
 
 def digest(tokenizer: Any) -> str:

@@ -1,6 +1,6 @@
 """The teacher: named by content first, then loaded, or asked where it is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ from pipelines.config.schema import Config, Model
 from pipelines.errors import Refused, UserError
 from pipelines.policy.base import elsewhere, load_base, load_tokenizer, load_tokenizer_from, template_switches
 from pipelines.policy.served import load_served
+from pipelines.policy.vocabulary import probe, rendering_difference
 from pipelines.product import Product, load
+from pipelines.subjects import distributions
+from pipelines.subjects.distributions import Distributions
 from pipelines.subjects.endpoint import Endpoint, EndpointSubject
 from pipelines.subjects.local import LocalSubject
 from pipelines.subjects.subject import Subject
@@ -122,7 +125,7 @@ def _license(config: Config, base: License | None) -> dict[str, str | None]:
 def loaded(config: Config, teacher: Teacher) -> Loaded:
     """The teacher on this machine. Raises UserError where it is an endpoint, or where its files have changed."""
     if teacher.endpoint is not None:
-        raise UserError(f"{FIELD}.kind: an endpoint tells its words, not its distributions; name a teacher to load")
+        raise UserError(f"{FIELD}.kind: expected a teacher that is loaded here, got an endpoint")
     four_bits = config.teacher.quantization
     if teacher.version is not None:
         folder, settings = registry.contents(teacher.version)
@@ -142,6 +145,28 @@ def loaded(config: Config, teacher: Teacher) -> Loaded:
 
     model = PeftModel.from_pretrained(base, str(teacher.adapter)).eval()
     return Loaded(model, load_tokenizer_from(teacher.adapter), template)
+
+
+def scorer(config: Config, teacher: Teacher, tokenizer: Any) -> Distributions:
+    """The teacher at an endpoint as something that tells distributions, asked about a probe.
+
+    Raises Unreachable where nothing answers, UserError where it tells none, or where it doesn't share the student's
+    vocabulary or, as far as it says, chat template.
+    """
+    if teacher.endpoint is None:
+        raise AssertionError("a teacher on this machine is loaded")
+    found, switches = Distributions(teacher.endpoint, config.distill.top_k), template_switches(config.model)
+    distributions.check(found, tokenizer, probe(tokenizer, switches))
+
+    def theirs(messages: Sequence[Mapping[str, Any]], prompt: bool) -> list[int] | None:
+        return found.tokenized(messages, prompt, switches)
+
+    if difference := rendering_difference(tokenizer, switches, theirs):
+        raise UserError(
+            f"{FIELD}.at: distill.method {config.distill.method} needs one chat template, and the teacher's differs: "
+            f"{difference}"
+        )
+    return found
 
 
 def subject(config: Config, teacher: Teacher, there: Loaded | None) -> Subject:

@@ -63,9 +63,9 @@ def faulty() -> Iterator[Faulty]:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, kind: str, log: Path) -> Iterator[Served]:
+def serving(folder: Path, kind: str, log: Path, port: int | None = None) -> Iterator[Served]:
     """A model's folder served in float32 on the CPU: by `transformers serve`, or by `openai_server.py`."""
-    port = free_port()
+    port = port or free_port()
     if kind == TRANSFORMERS:
         program = Path(sys.executable).with_name("transformers")
         command = [str(program), "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
@@ -94,6 +94,17 @@ def _process(
             yield process
         finally:
             process.kill()
+
+
+def wait(health: str) -> None:
+    """Until a server that somebody else starts is there."""
+    end = time.monotonic() + START_S
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx2.TransportError):
+            if httpx2.get(health, timeout=1.0).is_success:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"no server came up at {health}")
 
 
 def _wait(process: subprocess.Popen[bytes], health: str, log: Path) -> None:

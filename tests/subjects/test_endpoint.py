@@ -11,7 +11,8 @@ import pytest
 from pipelines.config.block import EndpointFields
 from pipelines.dataset.row import Message
 from pipelines.errors import Stopped, Unreachable, UserError
-from pipelines.subjects.endpoint import GIVE_UP_AFTER, Endpoint, EndpointSubject, pause_s, retry_after
+from pipelines.subjects.endpoint import GIVE_UP_AFTER, Endpoint, EndpointSubject
+from pipelines.subjects.posting import pause_s, retry_after
 from pipelines.subjects.subject import Question, Reply
 from pipelines.subjects.verbalised import HOW_SURE, stated, verbalised
 from tests.subjects import serving
