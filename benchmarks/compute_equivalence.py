@@ -48,12 +48,12 @@ def measure(temporary: Path, *overrides: str, two: bool = True) -> dict[str, flo
 
 def losses(temporary: Path, micro: int, accumulation: int, overrides: Sequence[str] = ()) -> list[float]:
     """The loss of every step of a real run of this process, which may be one of several."""
-    from pipelines.policy.fit import fit
+    from pipelines.policy.fit import Course, fit
     from pipelines.policy.imitation import rows_per_step
 
     with tempfile.TemporaryDirectory(dir=temporary) as work:
         trainer = build(config_of(micro, accumulation, overrides), Path(work))
-        fitted = fit(trainer, lambda values, step: None, rows_per_step(trainer))
+        fitted = fit(trainer, lambda values, step: None, Course(rows_per_step(trainer), {}))
     return [entry["loss"] for entry in fitted.history if "loss" in entry]
 
 

@@ -54,6 +54,7 @@ def _peak(cell: Cell, side: str, checkpointing: str) -> float:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=side == "tunesmith",
         bnb_4bit_compute_dtype="bfloat16",
+        experts=False,
     )
     batch, length = _batch(cell, side)
     job = memory.Job(
@@ -79,7 +80,9 @@ def _facts(shape_name: str, quantized: bool) -> Any:
     if adapter.peft["r"] != RANK:
         raise RuntimeError("the plan is asked about another adapter than the one that is measured")
     if quantized:
-        nf4 = Quantization(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")
+        nf4 = Quantization(
+            bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16", experts=False
+        )
         adapter = adapter.model_copy(update={"quantization": nf4})
     model = config.model.model_copy(update={"architecture": settings["architecture"]})
     return importlib.import_module("pipelines.planning.computed").computed_facts(settings, model, adapter)

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from benchmarks.gpu_cells import RANK, Call, Cell
 from benchmarks.gpu_shapes import nf4, random_model, shape
 from pipelines.config.paths import PROJECT
-from pipelines.config.schema import Adapter, Config, Model
+from pipelines.config.schema import Adapter, Config, Model, Optimizer
 from pipelines.policy.adapter import keep_differentiable
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -54,9 +54,22 @@ def _peft(dropout: float) -> dict[str, Any]:
 
 def configuration() -> Config:
     """The blocks that tunesmith's trainers read; composing them all would need Hydra, which a CUDA image lacks."""
-    profile = yaml.safe_load((PROJECT / "conf/model/tiny.yaml").read_text(encoding="utf-8"))
-    adapter = Adapter(name="lora", method="lora", train_experts=False, quantization=None, peft=_peft(0.0))
-    return Config.model_construct(model=Model.model_validate(profile), adapter=adapter)
+    profile, optimizer = (
+        yaml.safe_load((PROJECT / f"conf/{name}.yaml").read_text(encoding="utf-8"))
+        for name in ("model/tiny", "optimizer/adamw")
+    )
+    adapter = Adapter(
+        name="lora",
+        method="lora",
+        train_experts=False,
+        train_shared_experts=False,
+        train_router=False,
+        quantization=None,
+        peft=_peft(0.0),
+    )
+    return Config.model_construct(
+        model=Model.model_validate(profile), adapter=adapter, optimizer=Optimizer.model_validate(optimizer)
+    )
 
 
 def arguments(side: str, call: Call, checkpointing: str, work: Path, steps: int) -> dict[str, Any]:

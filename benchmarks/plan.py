@@ -22,7 +22,9 @@ from pipelines.planning.injection import counts_of, trainable_of
 from pipelines.planning.keep import adapter_of, profile_of
 from pipelines.planning.memory import GIB, Job, predict
 
-NF4 = Quantization(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")
+NF4 = Quantization(
+    bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16", experts=False
+)
 GPTQ = 0.5 + 2 / 128 + 0.5 / 128  # bytes: a 16-bit scale and a 4-bit zero for each group of 128
 GPTQ_UNPACKING = 5.0  # AutoGPTQ's trainable path shifts all of a weight as int32, then copies it to int8
 LLAMA: dict[str, Any] = {"architecture": "LlamaForCausalLM", "model_type": "llama", "tie_word_embeddings": False}

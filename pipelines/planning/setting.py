@@ -1,9 +1,10 @@
 """What a stage of this configuration would do on a card, as a `Job`."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pipelines.config.schema import Config
+from pipelines.config.schema import Compute, Config
 from pipelines.planning.architecture import settings_of
 from pipelines.planning.facts import Facts, kept_facts
 from pipelines.planning.memory import Job
@@ -55,7 +56,7 @@ def job_of(stage: str, config: Config) -> Job:
         checkpointing=bool(trainer.get("gradient_checkpointing", compute.gradient_checkpointing)),
         dtype=compute.dtype,
         quantization=config.adapter.quantization,
-        quantized_experts=bool(getattr(config.adapter, "quantize_experts", False)),
+        quantized_experts=config.adapter.quantization is not None and config.adapter.quantization.experts,
         optim=str(trainer.get("optim", "adamw_torch_fused")),
         masked=compute.attn_implementation not in FLASH and not packed,
         strategy=strategy,
@@ -68,13 +69,11 @@ def job_of(stage: str, config: Config) -> Job:
 
 def strategy_of(config: Config) -> tuple[str, int]:
     """The configured strategy and number of cards."""
-    compute: Any = config.compute
-    cards = int(getattr(compute, "num_processes", None) or 1) * int(getattr(compute, "num_nodes", None) or 1)
-    return str(getattr(compute, "strategy", None) or "ddp"), cards
+    return config.compute.strategy, config.compute.num_processes * config.compute.num_nodes
 
 
-def _offload(compute: Any) -> tuple[str, ...]:
-    zero = (getattr(compute, "deepspeed", None) or {}).get("zero_optimization") or {}
+def _offload(compute: Compute) -> tuple[str, ...]:
+    zero: Mapping[str, Any] = (compute.deepspeed or {}).get("zero_optimization") or {}
     return tuple(
         name
         for name in ("optimizer", "param")

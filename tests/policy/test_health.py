@@ -14,7 +14,8 @@ from benchmarks.compute_equivalence import build, config_of, examples
 from pipelines.config.schema import Config
 from pipelines.config.watching import Alarm, LossWatch
 from pipelines.errors import Refused, UserError
-from pipelines.policy.fit import fit, newest_checkpoint
+from pipelines.policy.checkpoints import newest_checkpoint
+from pipelines.policy.fit import Course, fit
 from pipelines.policy.spikes import Spikes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -46,7 +47,7 @@ class At(TrainerCallback):
 
 def stopped(trainer: Any) -> str:
     with pytest.raises(UserError) as error:
-        fit(trainer, lambda values, step: None, 8)
+        fit(trainer, lambda values, step: None, Course(8, {}))
     assert error.value.exit_code == 2
     return str(error.value)
 
@@ -136,7 +137,12 @@ def test_a_spike_is_told_with_the_rows_of_its_step(made: Callable[..., Any], pac
     trainer = made(*(more if packing else []))
     batches: list[Any] = []
     inner = trainer.training_step
-    trainer.training_step = lambda model, inputs, *rest: (batches.append(inputs), inner(model, inputs, *rest))[1]
+
+    def kept(model: Any, inputs: Any, *rest: Any) -> Any:
+        batches.append(inputs)
+        return inner(model, inputs, *rest)
+
+    trainer.training_step = kept
     logged: list[tuple[dict[str, float], int]] = []
     tables: list[Any] = []
     head = trainer.model.get_base_model().model.norm
@@ -156,8 +162,7 @@ def test_a_spike_is_told_with_the_rows_of_its_step(made: Callable[..., Any], pac
     fit(
         trainer,
         lambda values, step: logged.append((dict(values), step)),
-        8,
-        spikes=Spikes(watch(), tables.append, "sft"),
+        Course(8, {}, spikes=Spikes(watch(), tables.append, "sft")),
     )
     alarms = [(values["alarm/loss_spike"], step) for values, step in logged if "alarm/loss_spike" in values]
     assert alarms == [(1.0, 9), (0.0, 10)]
