@@ -85,12 +85,13 @@ def trainer_arguments(compute: Compute) -> dict[str, Any]:
 
 def device_map(compute: Compute) -> dict[str, int] | None:
     """Where a base is loaded: whole on this process' device, or left to the strategy that shares it out."""
-    return {"": ranks.local_rank()} if compute.device == "cuda" and compute.strategy not in SHARDED else None
+    shared_out = ranks.started() and compute.strategy in SHARDED
+    return {"": ranks.local_rank()} if compute.device == "cuda" and not shared_out else None
 
 
 def storage(compute: Compute) -> str | None:
     """The type that holds 4-bit weights: FSDP2 shares out floating-point ones only, of one type with the rest."""
-    return compute.dtype if compute.strategy == "fsdp2" else None
+    return compute.dtype if ranks.started() and compute.strategy == "fsdp2" else None
 
 
 def check_supported(stages: Collection[str], config: Config) -> None:

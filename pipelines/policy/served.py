@@ -12,6 +12,19 @@ from pipelines.policy import base as base_models
 from pipelines.product import load as load_product
 
 BASE_FOLDER = "TUNESMITH_BASE_MODEL"  # where the base's files lie on this machine, if not where they were
+LATER: dict[str, dict[str, Any]] = {
+    "model": {},
+    "adapter": {"train_shared_experts": False, "train_router": False},
+    "compute": {
+        "num_processes": 1,
+        "num_nodes": 1,
+        "strategy": "ddp",
+        "deepspeed": None,
+        "fsdp": None,
+        "rendezvous": {"endpoint": None, "node_rank": None, "timeout_s": 1800},
+    },
+}
+LATER_TARGETS: dict[str, Any] = {"shared_expert_parameters": [], "router_parameters": []}
 
 
 @dataclass(frozen=True)
@@ -25,11 +38,21 @@ class Served:
     compute: Compute
 
 
+def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A version's settings with what versions of before lack: keys that came later, as they were trained."""
+    found = {**settings, **{name: {**LATER[name], **settings[name]} for name in LATER}}
+    found["model"] = {**found["model"], "targets": {**LATER_TARGETS, **found["model"]["targets"]}}
+    if quantization := found["adapter"]["quantization"]:
+        found["adapter"] = {**found["adapter"], "quantization": {"experts": False, **quantization}}
+    return found
+
+
 def load_served(settings: Mapping[str, Any], adapter: Path) -> Served:
     """Loads the pinned base and the adapter of a version's settings. Raises UserError where files have changed."""
     import torch
     from peft import PeftModel
 
+    settings = completed(settings)
     model = Model.model_validate(settings["model"])
     compute = Compute.model_validate(settings["compute"])
     if folder := os.environ.get(BASE_FOLDER):
