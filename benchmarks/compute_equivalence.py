@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.compute.strategy import begin
 from pipelines.config.compose import compose
 from pipelines.config.paths import PROJECT
 from pipelines.config.schema import Config
@@ -51,8 +52,10 @@ def losses(temporary: Path, micro: int, accumulation: int, overrides: Sequence[s
     from pipelines.policy.fit import Course, fit
     from pipelines.policy.imitation import rows_per_step
 
+    config = config_of(micro, accumulation, overrides)
+    begin(config.compute)
     with tempfile.TemporaryDirectory(dir=temporary) as work:
-        trainer = build(config_of(micro, accumulation, overrides), Path(work))
+        trainer = build(config, Path(work))
         fitted = fit(trainer, lambda values, step: None, Course(rows_per_step(trainer), {}))
     return [entry["loss"] for entry in fitted.history if "loss" in entry]
 
@@ -77,7 +80,7 @@ def losses_of_two(temporary: Path, micro: int, accumulation: int, overrides: Seq
     shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen(
-            [*words, *overrides],
+            [*words, "compute.num_processes=2", *overrides],
             cwd=PROJECT,
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,

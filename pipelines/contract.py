@@ -45,7 +45,7 @@ FREE = (
     "teacher.license*",
     "sft.audit.*",
     "grpo.show.*",
-    "grpo.watch.*",
+    "*.watch.*",
     "grpo.recipe",
     "distill.recipe",
     *(f"{stage}.{name}" for stage in ("sft", "grpo", "distill") for name in ("rows", "adapter", "generated")),

@@ -1,10 +1,12 @@
-"""The launcher with little memory from the moment on at which training begins.
+"""The launcher with little memory while it trains.
 
 usage: python -m tests.small_memory MEGABYTES STAGE OVERRIDES...
 """
 
+import contextlib
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,23 @@ def held() -> int:
 
 
 def limited(megabytes: int) -> None:
-    """Lets `fit` begin with no more than so many megabytes beside what is held; an attempt after it has no more."""
-    begin = fit.planned_steps
+    """Lets training have no more than so many megabytes beside what is held when the first one begins.
 
-    def planned_steps(trainer: Any) -> int:
-        if resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY:
-            resource.setrlimit(resource.RLIMIT_DATA, (held() + megabytes * 2**20, resource.RLIM_INFINITY))
-        return begin(trainer)
+    Between attempts all is allowed: loading starts threads, whose stacks count as well.
+    """
+    inner, most = fit.told_if_too_large, []
 
-    fit.planned_steps = planned_steps
+    @contextlib.contextmanager
+    def told_if_too_large(trainer: Any, start: int) -> Iterator[None]:
+        most.append(held() + megabytes * 2**20)
+        resource.setrlimit(resource.RLIMIT_DATA, (most[0], resource.RLIM_INFINITY))
+        try:
+            with inner(trainer, start):
+                yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    fit.told_if_too_large = told_if_too_large
 
 
 if __name__ == "__main__":
