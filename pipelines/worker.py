@@ -87,7 +87,7 @@ def _resolved(path: Path) -> None:
     begin(config.compute)
     made = _carry_out(STAGES[given["stage"]], config, inputs, work, given["run_id"])
     if ranks.is_main():
-        (work / ranks.FOLDER / MADE).write_text(json.dumps(made), encoding="utf-8")
+        (path.parent / MADE).write_text(json.dumps(made), encoding="utf-8")
 
 
 def _carry_out(stage: Any, config: Config, inputs: dict[str, Product], work: Path, run_id: str) -> dict[str, Any]:
@@ -95,6 +95,8 @@ def _carry_out(stage: Any, config: Config, inputs: dict[str, Product], work: Pat
     from pipelines.tracking.store import open_store
 
     own = ranks.own(work)
+    if not ranks.is_main():
+        shutil.rmtree(own, ignore_errors=True)  # of an attempt that was killed
     own.mkdir(parents=True, exist_ok=True)
     if ranks.is_main():
         open_store(config.tracking)
@@ -106,7 +108,7 @@ def _carry_out(stage: Any, config: Config, inputs: dict[str, Product], work: Pat
         made = stage.module.run(config, inputs, own, Silent(run_id))
     ranks.barrier()
     if not ranks.is_main():
-        shutil.rmtree(own)
+        shutil.rmtree(own, ignore_errors=True)  # below torchrun rank 0 clears the whole folder
     return made
 
 

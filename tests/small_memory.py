@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import __main__ as launcher
-from pipelines.policy import fit
+from pipelines.policy import fit, out_of_memory
 
 
 def held() -> int:
@@ -25,7 +25,7 @@ def limited(megabytes: int) -> None:
 
     Between attempts all is allowed: loading starts threads, whose stacks count as well.
     """
-    inner, most = fit.told_if_too_large, []
+    inner, most = out_of_memory.told_if_too_large, []
 
     @contextlib.contextmanager
     def told_if_too_large(trainer: Any, start: int) -> Iterator[None]:
@@ -37,7 +37,7 @@ def limited(megabytes: int) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
-    fit.told_if_too_large = told_if_too_large
+    vars(fit)["told_if_too_large"] = told_if_too_large
 
 
 if __name__ == "__main__":

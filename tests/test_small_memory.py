@@ -51,12 +51,12 @@ def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def overrides(world: World, rows: Path, model: Path, micro: int) -> list[str]:
-    """Three steps of 64 rows."""
+    """Two steps of 64 rows."""
     sizes = [
         f"sft.trainer.per_device_train_batch_size={micro}",
         f"sft.trainer.gradient_accumulation_steps={64 // micro}",
     ]
-    steps = ["sft.trainer.max_steps=3", "sft.trainer.eval_strategy=no", "sft.trainer.load_best_model_at_end=false"]
+    steps = ["sft.trainer.max_steps=2", "sft.trainer.eval_strategy=no", "sft.trainer.load_best_model_at_end=false"]
     steps += ["sft.early_stopping_patience=null"]
     return [*world.overrides(), f"sft.rows={rows}", f"model.id={model}", *sizes, *steps]
 

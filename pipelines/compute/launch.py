@@ -64,11 +64,12 @@ def run(stage: str, config: Config, inputs: dict[str, Product], work: Path, run_
 
     Raises what they ended with: UserError, Refused or Unreachable as the rank told it, Stopped, or RankFailed.
     """
-    place, node = work / ranks.FOLDER, node_rank(config.compute)
-    if node == 0:
-        shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True, exist_ok=True)
-    resolved = place / (RESOLVED if node == 0 else f"node_{node}.json")
+    node = node_rank(config.compute)
+    # Each node's own: they begin at different times.
+    place = work / ranks.FOLDER / f"node_{node}"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    resolved = place / RESOLVED
     given = {
         "stage": stage,
         "config": config.model_dump(),
@@ -81,7 +82,7 @@ def run(stage: str, config: Config, inputs: dict[str, Product], work: Path, run_
     if node != 0:
         return {}
     made: dict[str, Any] = json.loads((place / MADE).read_text(encoding="utf-8"))
-    shutil.rmtree(place)
+    shutil.rmtree(work / ranks.FOLDER)
     return made
 
 

@@ -84,21 +84,22 @@ class Rollouts:
 
     def begin_at(self, step: int) -> None:
         """Forgets what an earlier attempt made from this step on: it is made again."""
-        for path in self._folder.glob(f"*-{self._rank:04d}.parquet"):
-            if int(path.stem.partition("-")[0]) >= step:
+        for path in self._folder.glob("*.parquet"):
+            made, _, rank = path.stem.partition("-")
+            if int(made) >= step and int(rank or 0) == self._rank:
                 path.unlink()
 
     def add(self, batch: Batch) -> None:
         """Writes a generation, whole or not at all."""
         batch = replace(batch, first_group=self._rank * len(batch.groups()))
-        path = self._folder / f"{batch.step:08d}-{self._rank:04d}.parquet"
+        path = self._folder / f"{batch.step:08d}{f'-{self._rank:04d}' if self._rank else ''}.parquet"
         partial = path.with_suffix(".partial")
         pq.write_table(pa.Table.from_pylist(batch.records(self._run_id), SCHEMA), partial, compression="zstd")
         partial.replace(path)
 
     def table(self) -> pa.Table:
         """All that was added, by step."""
-        files = sorted(self._folder.glob("*.parquet"))
+        files = sorted(self._folder.glob("*.parquet"), key=lambda path: path.stem)
         return pa.concat_tables([pq.read_table(path) for path in files]) if files else SCHEMA.empty_table()
 
     def gather(self, place: Path) -> pa.Table:

@@ -43,13 +43,26 @@ def furthest(one: Path, other: Path) -> float:
     return max(float((left[name].float() - right[name].float()).abs().max()) for name in left)
 
 
+DROPPED = {"zero2": "strategy zero2, got MULTI_CPU", "fsdp2": "strategy fsdp2, got MULTI_CPU"}
+
+
 @pytest.fixture(scope="module")
 def supervised(tmp_path_factory: pytest.TempPathFactory, prepared: World) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("supervised")
     cases = [Case("one", "sft", sft(prepared, "ddp", 1), str(folder / "one"), num_ranks=1)]
     cases += [Case(name, "sft", sft(prepared, name, 2), str(folder / name)) for name in STRATEGIES]
-    run(cases, folder)
+    for name in DROPPED:
+        cases.append(Case(f"dropped {name}", "sft", sft(prepared, name, 2), str(folder / f"dropped_{name}"), drop=name))
+    found = run(cases, folder)
+    for name, told in DROPPED.items():
+        assert found[f"dropped {name}"].said.count(told) == 2, found[f"dropped {name}"].said
     return {case.name: Path(case.work) for case in cases}
+
+
+@pytest.mark.parametrize("strategy", DROPPED)
+def test_a_strategy_that_was_dropped_is_refused(supervised: dict[str, Path], strategy: str) -> None:
+    """What the ranks say of it is looked at where they are run."""
+    assert not (supervised[f"dropped {strategy}"] / "adapter_model.safetensors").exists()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -117,6 +130,7 @@ def learnt(tmp_path_factory: pytest.TempPathFactory, prepared: World, other_mode
     return {case.name: Path(case.work) for case in cases}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", LIVE[1:])
 @pytest.mark.parametrize("stage", ["grpo", "distill"])
 def test_what_is_learnt_from_own_answers_is_the_same(learnt: dict[str, Path], stage: str, strategy: str) -> None:
@@ -125,6 +139,7 @@ def test_what_is_learnt_from_own_answers_is_the_same(learnt: dict[str, Path], st
     assert furthest(learnt[f"{stage} ddp"], learnt[f"{stage} {strategy}"]) < NEAR
 
 
+@pytest.mark.slow
 def test_rollouts_of_all_ranks_are_kept(learnt: dict[str, Path]) -> None:
     table: list[dict[str, Any]] = pq.read_table(learnt["grpo ddp"] / "rollouts.parquet").to_pylist()
     assert [(row["step"], row["group"], row["sample"]) for row in table] == [
