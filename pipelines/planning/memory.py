@@ -5,7 +5,7 @@ in reinforcement, generation. Weights, adapter, optimizer states and kept activa
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipelines.config.block import Quantization
 from pipelines.planning.facts import Counts, Facts
@@ -93,6 +93,10 @@ def predict(facts: Facts, job: Job) -> Memory:
         weights = 0.0
     kept = {"weights": weights, **_trained(facts.trainable, job), "activations": _stored(facts, job)}
     moments = _moments(facts, job)
+    if job.quantized_experts:
+        # They are put into 4 bit once the base is loaded.
+        loaded = weight_bytes(facts.counts, replace(job, quantized_experts=False))
+        moments["loading, with the experts in 16 bit"] = max(0.0, loaded - sum(kept.values()))
     dynamic = sum(kept.values()) - weights + max(moments.values())
     return Memory(kept, moments, CONTEXT + SLACK * dynamic)
 
@@ -162,7 +166,12 @@ def _stored(facts: Facts, job: Job) -> float:
     once = kept.fixed.at(job.micro_batch, job.length)
     if job.checkpointing:
         return once + counts.layers * tokens * counts.hidden * job.residual
-    return once + counts.layers * _saved(facts, job)
+    return once + counts.layers * (_saved(facts, job) + _unpacked_experts(counts, job))
+
+
+def _unpacked_experts(counts: Counts, job: Job) -> float:
+    """A layer's 4-bit experts taken out for its products, which autograd keeps for the backward pass."""
+    return WIDTH[job.dtype] * counts.experts / counts.layers if job.quantized_experts else 0.0
 
 
 def _saved(facts: Facts, job: Job) -> float:
@@ -176,7 +185,7 @@ def _moments(facts: Facts, job: Job) -> dict[str, float]:
     counts, tokens = facts.counts, job.micro_batch * job.length
     layer = facts.activations.extra.at(job.micro_batch, job.length)
     if job.checkpointing:
-        layer += _saved(facts, job)
+        layer += _saved(facts, job) + _unpacked_experts(counts, job)
     if job.quantization is not None:
         layer += (job.unpacking_bytes or WIDTH[job.dtype]) * counts.largest_linear  # a weight taken out of its 4 bit
     if job.logit_bytes is None:

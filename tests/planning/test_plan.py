@@ -192,12 +192,24 @@ def test_a_published_speed_is_in_the_range() -> None:
 
 
 def test_a_quantized_mixture_of_experts_is_told_honestly() -> None:
-    plan = planned(configured("model=qwen3_30b_a3b", "adapter=qlora", "compute=gpu_80gb"))
+    sixteen = "adapter.quantization.experts=false"
+    plan = planned(configured("model=qwen3_30b_a3b", "adapter=qlora", sixteen, "compute=gpu_80gb"))
     assert plan["model"]["total"] == 30_532_122_624
     assert 3.2e9 < plan["model"]["active"] < 3.4e9
     weights = plan["configured"]["parts"]["weights"] * GIB
     assert 59e9 < weights < 61e9  # not the 16 GB that its 4 bit would promise
     assert any("4-bit loading leaves the 28,991,029,248 parameters" in note for note in plan["notes"])
+
+
+def test_experts_in_four_bit_are_loaded_in_sixteen() -> None:
+    job = ("model=qwen3_30b_a3b", "adapter=qlora", "compute=gpu_80gb", "plan.stage=sft")
+    packed = planned(configured(*job, "sft.trainer.gradient_checkpointing=true"))["configured"]
+    assert 16e9 < packed["parts"]["weights"] * GIB < 18e9
+    assert packed["total"] * GIB > 59e9
+    assert "loading, with the experts in 16 bit" in packed["parts"]
+    # Without checkpointing autograd keeps every layer's experts as they were taken out of their 4 bit.
+    whole = planned(configured(*job, "sft.trainer.gradient_checkpointing=false"))["configured"]
+    assert whole["parts"]["activations"] * GIB > 57e9
 
 
 def test_reports_hold_every_machine() -> None:

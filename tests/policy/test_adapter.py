@@ -262,7 +262,8 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def compute_named(name: str, **changes: Any) -> Compute:
-    return Compute.model_validate(block("compute", name, **changes))
+    shared = block("strategy", "ddp")
+    return Compute.model_validate({**block("compute", name), **shared, **changes})
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
