@@ -30,7 +30,7 @@ test: setup  ## lint, types and the test suite
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	@$(BIN)/python -m pytest -m "not slow"
 
-test-slow: setup  ## every key of every file of conf/ mistaken, one by one (minutes)
+test-slow: setup  ## what takes long: kills, several processes, every key of every file of conf/ mistaken (20 minutes)
 	@$(BIN)/python -m pytest -m slow
 
 lint: setup  ## ruff and mypy only

@@ -34,9 +34,9 @@ class Training:
 
     def run(self, work: Path) -> None:
         """Trains into `work`, from its newest checkpoint where there is one, and hands the adapter over."""
-        from accelerate import PartialState
-
         from pipelines import sft
+        from pipelines.compute import ranks
+        from pipelines.compute.strategy import begin
         from pipelines.config.compose import compose
         from pipelines.contract import terms
         from pipelines.dataset.row import Row
@@ -45,8 +45,12 @@ class Training:
         from pipelines.policy.fit import Course, fit, hand_over
         from pipelines.stages import STAGES
 
-        config = compose([*self._settings(), *self.overrides]).config
+        together = f"compute.num_processes={ranks.world_size()}"
+        config = compose([*self._settings(), together, *self.overrides]).config
         config = config.model_copy(update={"model": pin(config.model)})
+        begin(config.compute)
+        work = ranks.own(work)
+        work.mkdir(parents=True, exist_ok=True)
         settings = sft.trainer_settings(config, work)
         tokenizer = load_tokenizer(config.model)
         with self.rows.open(encoding="utf-8", newline="") as stream:
@@ -69,8 +73,7 @@ class Training:
         trainer = sft.build_trainer(config, settings, tokenizer, examples)
         course = Course(imitation.rows_per_step(trainer), terms(STAGES["sft"], config, {}))
         fitted = fit(trainer, lambda values, step: None, course)
-        if PartialState().is_main_process:
-            hand_over(config, trainer, tokenizer, fitted, work)
+        hand_over(config, trainer, tokenizer, fitted, work)
 
     def _settings(self) -> list[str]:
         return [

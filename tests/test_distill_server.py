@@ -107,9 +107,9 @@ def losses(world: World) -> list[float]:
 @pytest.mark.parametrize(
     ("beta", "more"),
     [
-        (0.0, []),
+        pytest.param(0.0, [], marks=pytest.mark.slow),
         (0.5, ["distill.trainer.gradient_accumulation_steps=2", "distill.trainer.per_device_train_batch_size=4"]),
-        (1.0, ["distillation=prompted", "distill.prompt=Answer in capitals."]),
+        pytest.param(1.0, ["distillation=prompted", "distill.prompt=Answer in capitals."], marks=pytest.mark.slow),
     ],
 )
 def test_a_server_that_tells_all_teaches_what_the_resident_teacher_does(
@@ -136,6 +136,7 @@ def test_a_few_tokens_a_place_teach(world: World, finished: World, address: str,
     assert made.about["teachers"] == [about]
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_comes_back_costs_nothing(
     world: World, finished: World, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

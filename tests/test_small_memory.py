@@ -80,6 +80,7 @@ def last_run(world: World) -> mlflow.entities.Run:
     return found
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_trained_in_smaller_micro_batches(
     world: World, finished: World, deep_model: Path, tmp_path: Path
 ) -> None:
@@ -112,6 +113,7 @@ def losses(folder: Path) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_what_never_fits_is_refused_naming_what_would(world: World, finished: World, deep_model: Path) -> None:
     done = trained(1, overrides(world, finished.product("rows"), deep_model, 1))
     assert done.returncode == 2, done.stdout + done.stderr

@@ -100,6 +100,7 @@ def test_one_product_in_one_run_as_of_one_process(prepared: World, tmp_path: Pat
     assert furthest(made.parent, alone.product("adapter")) < NEAR
 
 
+@pytest.mark.slow
 def test_the_rank_that_raised_is_named(prepared: World, tmp_path: Path, faulty: Path) -> None:
     process = start(prepared, tmp_path, faulty, "raise")
     said, errors = process.communicate(timeout=300)
@@ -140,6 +141,7 @@ def test_a_hanging_rank_ends_the_run(prepared: World, tmp_path: Path, faulty: Pa
     assert last_run(prepared).info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_signal_reaches_the_ranks_which_save_and_end(prepared: World, tmp_path: Path, faulty: Path) -> None:
     """The next start goes on from where they stopped."""
     long = ["sft.trainer.max_steps=4000", "sft.trainer.eval_strategy=no", "sft.trainer.save_steps=1000"]

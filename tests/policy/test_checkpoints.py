@@ -27,26 +27,31 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_adapter(told: dict[str, Any]) -> None:
     assert (told["kills_identical"], told["kills_total"]) == (2 * KILLS, 2 * KILLS)
     assert told["gone on from an older one"]
     assert told["after the last step"]
 
 
+@pytest.mark.slow
 def test_sigterm_inside_a_save_leaves_whole_checkpoints(told: dict[str, Any]) -> None:
     assert told["stopped"] == [[143, [], True, True]] * 2
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_on_over_a_kill(told: dict[str, Any]) -> None:
     assert told["without patience"] == [True, True, True]
 
 
+@pytest.mark.slow
 def test_damage_to_any_file_is_named_and_the_older_checkpoint_used(told: dict[str, Any]) -> None:
     names = {name.partition("/")[2].partition(":")[0] for name in told["damage"]}
     assert names >= {"optimizer.pt", "adapter_model.safetensors", "epoch_start.safetensors", "sealed.json", STATE}
     assert [name for name, found in told["damage"].items() if not found] == []
 
 
+@pytest.mark.slow
 def test_a_resume_refuses_what_changed_and_names_it(told: dict[str, Any]) -> None:
     code, output = told["changed"]["a bigger micro-batch"]
     assert code == 2
@@ -61,6 +66,7 @@ def test_a_resume_refuses_what_changed_and_names_it(told: dict[str, Any]) -> Non
     assert "going on from step 5" in output
 
 
+@pytest.mark.slow
 def test_two_processes_seal_one_checkpoint_and_agree_on_it(told: dict[str, Any]) -> None:
     found = told["two processes"]
     assert found["codes"] == [0, 0, 0, 0]

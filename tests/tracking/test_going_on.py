@@ -19,6 +19,7 @@ def of_stage(stage: str) -> list[mlflow.entities.Run]:
     return list(MlflowClient().search_runs([experiment], f"tags.stage = '{stage}'"))
 
 
+@pytest.mark.slow
 def test_training_outlives_its_server_and_the_next_start_sends_the_rest(
     finished: World, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

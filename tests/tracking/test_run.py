@@ -128,7 +128,14 @@ def uninterrupted(finished: World, tmp_path_factory: pytest.TempPathFactory) -> 
     return (world.product("adapter") / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "signum",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_goes_on_where_it_stopped(
     finished: World,
     world: World,
