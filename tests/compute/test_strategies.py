@@ -169,3 +169,30 @@ def test_a_resumed_training_is_the_uninterrupted_one(
     resumed: dict[str, Path], supervised: dict[str, Path], strategy: str
 ) -> None:
     assert furthest(supervised[strategy], resumed[strategy]) == 0
+
+
+QUANTIZED = ("ddp", "zero2", "zero3", "fsdp2")
+HALF = 2.0**-8  # bfloat16's: TRL keeps an adapter over a 4-bit base in it
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory, prepared: World) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("quantized")
+    four_bit = ("adapter=qlora", "adapter.quantization.bnb_4bit_compute_dtype=float32")
+    cases = [Case(name, "sft", sft(prepared, name, 2, *four_bit), str(folder / name)) for name in QUANTIZED]
+    run(cases, folder)
+    return {case.name: Path(case.work) for case in cases}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", QUANTIZED[1:])
+def test_adapters_over_four_bits_are_the_same(quantized: dict[str, Path], strategy: str) -> None:
+    """To bfloat16's rounding, of which DeepSpeed's float32 copy of the adapter has less."""
+    for kind in ("lora_A", "lora_B"):
+        plain, other = (flat(weights(quantized[name]), kind) for name in ("ddp", strategy))
+        assert plain.abs().max() > 1e-4
+        assert (plain - other).norm() < 2 * HALF * plain.norm()
+
+
+def flat(adapter: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
+    return torch.cat([value.float().flatten() for name, value in sorted(adapter.items()) if kind in name])
