@@ -1,5 +1,6 @@
 """Sweeps by Hydra's plugins: real launchers and Optuna, real stores."""
 
+import json
 import subprocess
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipelines.config.sweep import uses_plugins
 from pipelines.errors import UserError
 from pipelines.sweeping import told
 from pipelines.tracking.run import Run
+from tests.conftest import World
 
 
 def swept(tmp_path: Path, *words: str) -> list[str]:
@@ -49,6 +51,22 @@ def test_submitit_runs_jobs(tmp_path: Path) -> None:
     jobs = swept(tmp_path, "hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5", "seed=1,2")
     assert [overrides.split()[-1] for overrides in jobs] == ["seed=1", "seed=2"]
     assert len(list((tmp_path / "rows").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_submitit_starts_one_job_on_two_nodes(world: World, finished: World) -> None:
+    """What Slurm would start on two machines: each task finds its place and the first node's address."""
+    command = [str(PROJECT / ".venv/bin/python"), "-m", "pipelines", "sft", "-m", "hydra/launcher=submitit_local"]
+    command += ["hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=5", "compute.num_nodes=2"]
+    command += [f"hydra.sweep.dir={world.folder}/sweep", f"sft.rows={finished.product('rows')}", *world.overrides()]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((world.product("adapter") / "manifest.json").read_text())
+    run = MlflowClient(world.store).get_run(manifest["made_by"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert "cfg.compute.num_nodes" in run.data.params
+    logs = [path.read_text() for path in (world.folder / "sweep").rglob("*_log.out")]
+    assert sorted("sft: done" in log for log in logs) == [False, True]
 
 
 def test_a_metric_that_no_job_has(tmp_path: Path) -> None:
