@@ -10,7 +10,8 @@ from pipelines.planning.preflight import check, with_trainer
 from pipelines.planning.setting import STAGES, facts_for, job_of, trainer_of
 from pipelines.progress import say
 
-NAMES = ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing")
+KWARGS = "gradient_checkpointing_kwargs"
+NAMES = ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", KWARGS)
 
 
 def settled(stages: list[str], config: Config) -> Config:
@@ -26,7 +27,7 @@ def settled(stages: list[str], config: Config) -> Config:
             check(stage, config)
             raise UserError(f"plan.auto: no micro-batch of {stage} fits; choose a larger card or a shorter sequence")
         say(f"  {stage}: plan.auto chose {' '.join(overrides(stage, chosen))}")
-        config = with_trainer(stage, config, **dict(zip(NAMES, _values(chosen), strict=True)))
+        config = with_trainer(stage, config, **_values(chosen))
     return config
 
 
@@ -40,9 +41,11 @@ def chosen_for(stage: str, config: Config) -> Choice | None:
 
 def overrides(stage: str, choice: Choice) -> list[str]:
     """The choice as it is given on the command line."""
-    told = zip(NAMES, _values(choice), strict=True)
-    return [f"{stage}.trainer.{name}={str(value).lower()}" for name, value in told]
+    told = [f"{stage}.trainer.{name}={str(value).lower()}" for name, value in _values(choice).items() if name != KWARGS]
+    return [*told, f"+{stage}.trainer.{KWARGS}={{every_n_layers:{choice.every_n}}}"] if choice.every_n > 1 else told
 
 
-def _values(choice: Choice) -> tuple[int, int, bool]:
-    return choice.micro_batch, choice.accumulation, choice.checkpointing
+def _values(choice: Choice) -> dict[str, object]:
+    values = (choice.micro_batch, choice.accumulation, choice.checkpointing)
+    found: dict[str, object] = dict(zip(NAMES, values, strict=False))
+    return {**found, KWARGS: {"every_n_layers": choice.every_n}} if choice.every_n > 1 else found

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pipelines.planning.facts import Facts
 from pipelines.planning.memory import GIB, Job, Memory, predict
 from pipelines.planning.setting import on_cards
-from pipelines.planning.speed import Speed, flops_per_token, speed_of
+from pipelines.planning.speed import Speed, flops_per_token, recomputed, speed_of
 
 USABLE = 0.98  # of the gibibytes that a card is sold by
 WAYS = ("ddp", "zero2", "fsdp2")  # tried in this order where the configuration doesn't choose
@@ -45,7 +45,7 @@ def row(facts: Facts, job: Job, memory_gb: float, cards: int, ways: tuple[str, .
     tried = [on_cards(job, cards, way) for way in (ways if cards > 1 else ("ddp",))]
     chosen = next((one for one in tried if fits(facts, one, memory_gb)), None)
     best = chosen or min(tried, key=lambda one: predict(facts, one).total)
-    flops = flops_per_token(facts, best.length, best.checkpointing)
+    flops = flops_per_token(facts, best.length, recomputed(best))
     return Row(
         memory_gb=memory_gb,
         cards=cards,
@@ -75,20 +75,26 @@ class Choice:
     micro_batch: int
     accumulation: int
     checkpointing: bool
+    every_n: int = 1
+
+
+# Whether and which layers are checkpointed, from the least to compute again: none, a quarter, half, all.
+CHECKPOINTED = ((False, 1), (True, 4), (True, 2), (True, 1))
 
 
 def choose(facts: Facts, job: Job, accumulation: int, memory_gb: float, may_skip: bool = True) -> Choice | None:
     """The fastest settings that fit with the same effective batch; None where none do.
 
     Without checkpointing a step takes a third less arithmetic, so any micro-batch without it goes before one with
-    it; among those the largest. `may_skip` false keeps checkpointing as it is.
+    it, and with few layers checkpointed before one with many; among those the largest. `may_skip` false keeps
+    checkpointing as it is.
     """
     effective = job.micro_batch * accumulation
-    for checkpointing in (False, True) if may_skip else (job.checkpointing,):
+    for checkpointing, every_n in CHECKPOINTED if may_skip else ((job.checkpointing, job.every_n),):
         for micro_batch in _divisors(effective):
-            tried = replace(job, micro_batch=micro_batch, checkpointing=checkpointing)
+            tried = replace(job, micro_batch=micro_batch, checkpointing=checkpointing, every_n=every_n)
             if fits(facts, tried, memory_gb):
-                return Choice(micro_batch, effective // micro_batch, checkpointing)
+                return Choice(micro_batch, effective // micro_batch, checkpointing, every_n)
     return None
 
 

@@ -41,6 +41,7 @@ class Job:
     dtype: str = "bfloat16"
     quantization: Quantization | None = None
     quantized_experts: bool = False
+    every_n: int = 1  # of the layers one is checkpointed, the others keep what they need
     packed_bytes: float | None = None
     unpacking_bytes: float | None = None
     optim: str = "adamw_torch_fused"
@@ -160,13 +161,13 @@ def state_bytes(optim: str, width: int) -> float:
 
 
 def _stored(facts: Facts, job: Job) -> float:
-    """What the forward pass leaves: all of every layer, or with checkpointing only each layer's input."""
+    """What the forward pass leaves: all of every layer, of those that are checkpointed only the input."""
     kept, counts = facts.activations, facts.counts
     tokens = job.micro_batch * job.length
     once = kept.fixed.at(job.micro_batch, job.length)
-    if job.checkpointing:
-        return once + counts.layers * tokens * counts.hidden * job.residual
-    return once + counts.layers * (_saved(facts, job) + _unpacked_experts(counts, job))
+    checkpointed = -(-counts.layers // job.every_n) if job.checkpointing else 0
+    whole = (counts.layers - checkpointed) * (_saved(facts, job) + _unpacked_experts(counts, job))
+    return once + whole + checkpointed * tokens * counts.hidden * job.residual
 
 
 def _unpacked_experts(counts: Counts, job: Job) -> float:

@@ -9,7 +9,7 @@ from pipelines.planning.facts import Facts
 from pipelines.planning.fitting import WAYS, Row, available, choose, row
 from pipelines.planning.memory import GIB, WORST_OVER, WORST_UNDER, Job, predict
 from pipelines.planning.setting import facts_for, job_of, strategy_of, trainer_of
-from pipelines.planning.speed import ASSUMPTION, cost, flops_per_token, nearest_card
+from pipelines.planning.speed import ASSUMPTION, cost, flops_per_token, nearest_card, recomputed
 
 MILLION = 10**6
 
@@ -30,7 +30,7 @@ def planned(config: Config) -> dict[str, Any]:
         "adapter": {"name": config.adapter.name, "parameters": facts.trainable},
         "setting": _setting(job),
         "tokens": tokens,
-        "flops_per_token": flops_per_token(facts, job.length, job.checkpointing),
+        "flops_per_token": flops_per_token(facts, job.length, recomputed(job)),
         "checkpointing": {word: _checkpointing(facts, job, on) for word, on in (("on", True), ("off", False))},
         "rows": [_row(found, tokens, config.plan.price_per_gpu_hour) for found in rows],
         "configured": _configured(config, facts, job),
@@ -66,6 +66,7 @@ def _model(config: Config, facts: Facts) -> dict[str, Any]:
 def _setting(job: Job) -> dict[str, Any]:
     found = asdict(job)
     found["offload"] = list(job.offload)
+    found["quantization"] = None if job.quantization is None else job.quantization.model_dump()
     return found
 
 

@@ -54,6 +54,7 @@ def job_of(stage: str, config: Config) -> Job:
         micro_batch=micro_batch,
         length=length_of(stage, config),
         checkpointing=bool(trainer.get("gradient_checkpointing", compute.gradient_checkpointing)),
+        every_n=int((trainer.get("gradient_checkpointing_kwargs") or {}).get("every_n_layers", 1)),
         dtype=compute.dtype,
         quantization=config.adapter.quantization,
         quantized_experts=config.adapter.quantization is not None and config.adapter.quantization.experts,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipelines.planning.facts import Facts
+from pipelines.planning.memory import Job
 
 # Dense bfloat16 matrix rates in TFLOP/s by the card's memory, as their makers state them.
 CARDS: Mapping[float, tuple[str, float]] = {
@@ -30,19 +31,22 @@ class Speed:
     high: float
 
 
-def flops_per_token(facts: Facts, length: int, checkpointing: bool) -> float:
+def flops_per_token(facts: Facts, length: int, again: float) -> float:
     """Of a training step with LoRA: twice the active matrix parameters forward and twice backward, no gradient of the
-    frozen ones; six times the adapter's; causal attention; the body once more with checkpointing.
+    frozen ones; six times the adapter's; causal attention; of the body the share `again` once more.
 
     Within 3 % of the figures that NeMo AutoModel publishes.
     """
     counts = facts.counts
     matrix = counts.active - counts.embedding + (0 if counts.head else counts.embedding)
     found = 4.0 * matrix + 6.0 * facts.trainable + 6.0 * counts.attention_width * length
-    if checkpointing:
-        body = counts.active - counts.embedding - counts.head
-        found += 2.0 * body + 2.0 * counts.attention_width * length
-    return found
+    body = counts.active - counts.embedding - counts.head
+    return found + again * (2.0 * body + 2.0 * counts.attention_width * length)
+
+
+def recomputed(job: Job) -> float:
+    """The share of the layers that the backward pass computes again."""
+    return 1 / job.every_n if job.checkpointing else 0.0
 
 
 def nearest_card(memory_gb: float) -> tuple[str, float]:

@@ -212,10 +212,10 @@ def test_experts_in_four_bit_are_loaded_in_sixteen() -> None:
     assert whole["parts"]["activations"] * GIB > 57e9
 
 
-def test_reports_hold_every_machine() -> None:
-    plan = json.loads(
-        json.dumps(planned(configured("model=qwen3_8b", "compute=gpu_24gb", "plan.price_per_gpu_hour=2.0")))
-    )
+@pytest.mark.parametrize("adapter", ["lora", "qlora"])
+def test_reports_hold_every_machine(adapter: str) -> None:
+    asked = ("model=qwen3_8b", f"adapter={adapter}", "compute=gpu_24gb", "plan.price_per_gpu_hour=2.0")
+    plan = json.loads(json.dumps(planned(configured(*asked, "sft.trainer.gradient_checkpointing=true"))))
     assert len(plan["rows"]) == 20
     lines = terminal(plan)
     table = [line for line in lines if " GB " in line]
@@ -309,7 +309,7 @@ def test_other_machines_are_not_looked_at(overrides: tuple[str, ...], capsys: py
 def test_chosen_settings_keep_the_effective_batch(capsys: pytest.CaptureFixture[str]) -> None:
     config = configured("model=qwen3_8b", "adapter=qlora", "compute=gpu_24gb", "plan.auto=true")
     made = settled(["sft"], config)
-    micro_batch, accumulation, checkpointing = (made.sft.trainer[name] for name in NAMES)
+    micro_batch, accumulation, checkpointing = (made.sft.trainer[name] for name in NAMES[:3])
     assert micro_batch * accumulation == 32
     facts, job = facts_for(made), job_of("sft", made)
     assert fits(facts, job, 24)
@@ -320,6 +320,26 @@ def test_chosen_settings_keep_the_effective_batch(capsys: pytest.CaptureFixture[
     by_hand = configured("model=qwen3_8b", "adapter=qlora", "compute=gpu_24gb", *printed)
     assert by_hand.sft == made.sft
     assert made.grpo == config.grpo
+
+
+def test_a_part_of_the_layers_is_checkpointed_where_that_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("model=qwen3_8b", "adapter=lora", "compute=gpu_24gb", "sft.trainer.max_length=1024")
+    made = settled(["sft"], configured(*asked, "plan.auto=true"))
+    every_n = made.sft.trainer["gradient_checkpointing_kwargs"]["every_n_layers"]
+    assert made.sft.trainer["gradient_checkpointing"]
+    assert every_n in (2, 4)
+    facts, job = facts_for(made), job_of("sft", made)
+    assert job.every_n == every_n
+    assert fits(facts, job, 24)
+    assert not fits(facts, replace(job, micro_batch=1, every_n=2 * every_n), 24)
+    assert not fits(facts, replace(job, micro_batch=1, checkpointing=False), 24)
+    on, part, off = (
+        predict(facts, one).kept["activations"]
+        for one in (replace(job, every_n=1), job, replace(job, checkpointing=False))
+    )
+    assert on < part < off
+    printed = capsys.readouterr().out.split("chose ")[1].split()
+    assert configured(*asked, *printed).sft == made.sft
 
 
 def test_checkpointing_comes_back_where_memory_asks_for_it() -> None:

@@ -12,7 +12,8 @@ from torch.utils.data import BatchSampler, SequentialSampler
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from benchmarks.compute_equivalence import ON_TWO, losses, losses_of_two, measure
+from benchmarks.compute_equivalence import ON_TWO, build, config_of, losses, losses_of_two, measure
+from pipelines.policy.fit import Course, fit
 from pipelines.policy.geometry import BLANK, Shared, rows_of_step, with_blanks
 from pipelines.policy.on_policy import LikeLength
 
@@ -97,3 +98,15 @@ def test_losses_are_the_same_on_two_processes(small_model: Path, tmp_path: Path,
     one = losses(tmp_path, 8, 1, overrides)
     for micro, accumulation in ON_TWO[1:2]:
         assert losses_of_two(tmp_path, micro, accumulation, overrides) == pytest.approx(one, abs=EQUAL)
+
+
+def test_a_part_of_the_layers_is_checkpointed(small_model: Path, tmp_path: Path) -> None:
+    """What the plan chooses where memory is short: the same losses, less kept."""
+    kwargs = "+sft.trainer.gradient_checkpointing_kwargs={every_n_layers:2}"
+    part = ("sft.trainer.gradient_checkpointing=true", kwargs)
+    trainer = build(config_of(4, 2, ["sft.trainer.max_steps=3", f"model.id={small_model}", *part]), tmp_path)
+    history = fit(trainer, lambda values, step: None, Course(8, {})).history
+    layers = trainer.model.get_base_model().model.layers
+    assert [layer.gradient_checkpointing for layer in layers] == [number % 2 == 0 for number in range(len(layers))]
+    plain = losses(tmp_path, 4, 2, ["sft.trainer.max_steps=3", f"model.id={small_model}"])
+    assert [entry["loss"] for entry in history if "loss" in entry] == plain
