@@ -196,3 +196,32 @@ def test_adapters_over_four_bits_are_the_same(quantized: dict[str, Path], strate
 
 def flat(adapter: dict[str, torch.Tensor], kind: str) -> torch.Tensor:
     return torch.cat([value.float().flatten() for name, value in sorted(adapter.items()) if kind in name])
+
+
+AGAIN = ("zero2", "fsdp2")
+
+
+@pytest.fixture(scope="module")
+def learnt_again(tmp_path_factory: pytest.TempPathFactory, prepared: World, other_model: Path) -> dict[str, Path]:
+    """Trainings from own answers that were killed behind their first step and started again, by `stage strategy`."""
+    folder = tmp_path_factory.mktemp("learnt_again")
+    cases, places = [], {}
+    for name in AGAIN:
+        for stage, overrides in (("grpo", rewarded(prepared, name)), ("distill", taught(prepared, name, other_model))):
+            work = folder / f"{stage}_{name}"
+            places[f"{stage} {name}"] = work
+            cases.append(Case(f"killed {stage} {name}", stage, overrides, str(work), kill_at=1))
+            cases.append(Case(f"resumed {stage} {name}", stage, overrides, str(work)))
+    found = run(cases, folder)
+    for name in places:
+        assert "going on from step 1" in found[f"resumed {name}"].said
+    return places
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", AGAIN)
+@pytest.mark.parametrize("stage", ["grpo", "distill"])
+def test_learning_from_own_answers_goes_on_exactly(
+    learnt: dict[str, Path], learnt_again: dict[str, Path], stage: str, strategy: str
+) -> None:
+    assert furthest(learnt[f"{stage} {strategy}"], learnt_again[f"{stage} {strategy}"]) == 0
