@@ -220,7 +220,14 @@ def test_a_student_learns_on_from_its_adapter(world: World, finished: World, giv
     assert made.about["teacher"]["digest"] == parent.digest
 
 
-@pytest.mark.parametrize("method", ["on_policy", "cross_tokenizer", "stored_logits", "sequence"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "on_policy",
+        "stored_logits",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("cross_tokenizer", "sequence")),
+    ],
+)
 def test_a_stopped_run_goes_on_to_the_same_adapter(
     method: str, world: World, given: list[str], foreign: Path, generated: Path, tmp_path: Path
 ) -> None:

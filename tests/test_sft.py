@@ -67,7 +67,15 @@ def test_adapter_is_bit_for_bit_that_of_a_bare_trl_script(
     assert ours.read_bytes() == (tmp_path / "bare" / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("adapter", ["qlora", "pissa", "loftq", "dora", "ia3", "prefix_tuning"])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        "qlora",
+        "pissa",
+        "prefix_tuning",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("loftq", "dora", "ia3")),
+    ],
+)
 def test_every_kind_of_adapter_trains_and_is_scored(
     world: World, finished: World, adapter: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,8 @@ def load(group: str, name: str, model: str = "tiny") -> Any:
     """A file of `conf/`, interpolated against a model profile and validated."""
     files = {"model": CONF / "model" / f"{model}.yaml", group: CONF / group / f"{name}.yaml"}
     composed = OmegaConf.create({key: OmegaConf.load(path) for key, path in files.items()})
+    if group == "compute":  # the other part of the block
+        composed.compute.update(OmegaConf.load(CONF / "strategy/ddp.yaml"))
     return SCHEMAS[group].model_validate(OmegaConf.to_container(composed, resolve=True)[group])  # type: ignore[index,call-overload]
 
 

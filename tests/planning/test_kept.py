@@ -33,7 +33,8 @@ PEFT = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj"
 
 
 @pytest.mark.parametrize(
-    ("profile", "adapter"), [("qwen3_0_6b", "lora"), pytest.param("gpt_oss_20b", "lora", marks=pytest.mark.slow)]
+    ("profile", "adapter"),
+    [pytest.param(name, "lora", marks=pytest.mark.slow) for name in ("qwen3_0_6b", "gpt_oss_20b")],
 )
 def test_kept_facts_are_what_is_computed(profile: str, adapter: str) -> None:
     model = profile_of(profile)
