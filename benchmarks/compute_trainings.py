@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from benchmarks import random_model
+
 STEPS = 8
 ROWS = 24
 ADAPTER = "adapter_model.safetensors"
@@ -152,7 +154,14 @@ def prepared(folder: Path, *overrides: str) -> Training:
     if not process:
         code = 1
         try:
-            _write_model(folder / "model", PROJECT / "data/models/tiny")
+            random_model.write(
+                folder / "model",
+                hidden_size=32,
+                num_hidden_layers=2,
+                intermediate_size=64,
+                num_attention_heads=2,
+                head_dim=16,
+            )
             code = 0
         finally:
             _leave(code)
@@ -167,29 +176,6 @@ def _leave(code: int) -> NoReturn:
         traceback.print_exc()
         sys.stderr.flush()
     os._exit(code)
-
-
-def _write_model(folder: Path, shipped: Path) -> None:
-    import torch
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-
-    tokenizer = AutoTokenizer.from_pretrained(shipped)
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        intermediate_size=64,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def ended(process: int) -> int:

@@ -21,7 +21,7 @@ from pipelines.holding import held
 from pipelines.progress import say
 from pipelines.stages import STAGES, fingerprint_of, gather, place
 
-ALONE = ("plan", "job", "compare")  # they look at several nodes from outside
+ALONE = ("plan", "job", "compare")  # they look at models and nodes from outside
 
 
 def execute(stage: str, config: Config) -> None:
@@ -151,7 +151,7 @@ def _one(stage: str, config: Config) -> None:
     from pipelines.policy.base import pin
 
     with _full_disk_told():
-        if stage not in ("prepare", "compare", "plan") and not (stage == "promote" and config.promote.model):
+        if stage not in ("prepare", *ALONE) and not (stage == "promote" and config.promote.model):
             config = config.model_copy(update={"model": pin(config.model)})
         if stage == "finetune":
             _check_teacher(config)

@@ -13,13 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipelines.__main__ import quieten
 from pipelines.compute import ranks
 from pipelines.compute.launch import MADE, TRAINING
 from pipelines.config.schema import Config
-from pipelines.config.validate import validate
+from pipelines.config.validate import read
 from pipelines.errors import Stopped, UserError
 from pipelines.product import Product
 
@@ -115,14 +113,7 @@ def _carry_out(stage: Any, config: Config, inputs: dict[str, Product], work: Pat
 def _stage_and_config(arguments: Sequence[str]) -> tuple[str, Config]:
     if len(arguments) != 2 or arguments[0] not in TRAINING:
         raise UserError(f"{USAGE}; STAGE is one of {', '.join(TRAINING)}")
-    path = Path(arguments[1])
-    try:
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
-    if not isinstance(held, dict):
-        raise UserError(f"{path}: expected what `python -m pipelines {arguments[0]} --cfg job` prints")
-    return arguments[0], validate(held, lambda key: str(path))
+    return arguments[0], read(Path(arguments[1]))
 
 
 def _by_hand(name: str, config: Config) -> None:

@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pipelines.__main__ import STAGES, parse
+from pipelines.__main__ import STAGES, parse, run
 from pipelines.config.paths import PROJECT
 from pipelines.config.sweep import combinations
 from pipelines.errors import UserError
@@ -137,6 +138,23 @@ def test_stages_of_the_help_are_those_that_run() -> None:
 
 
 # --- sweeps -------------------------------------------------------------------------------------
+
+
+def test_a_resolved_file_stands_for_every_override(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["sft", "seed=7", "--cfg", "job"]) == 0
+    place = tmp_path / "config.yaml"
+    place.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert run(["sft", "--resolved", str(place), "--cfg", "job"]) == 0
+    assert capsys.readouterr().out == place.read_text(encoding="utf-8")
+    for text, words, said in (
+        (place.read_text(encoding="utf-8"), ["seed=8"], "--resolved: the file holds every value"),
+        ("seed: -1\n", [], "seed"),
+        ("- 1\n", [], f"{place}: expected a mapping"),
+        ("a: [\n", [], str(place)),
+    ):
+        place.write_text(text, encoding="utf-8")
+        assert run(["sft", "--resolved", str(place), *words]) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_combinations_are_the_product_in_order() -> None:

@@ -11,6 +11,7 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
+from benchmarks import random_model
 from pipelines import __main__ as launcher
 from pipelines import product as products
 from pipelines.config.compose import compose
@@ -26,27 +27,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def deep_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One whose activations are the larger part of a step's memory."""
-    import torch
-    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
-
     folder = tmp_path_factory.mktemp("deep")
-    tokenizer = AutoTokenizer.from_pretrained(PROJECT / "data/models/tiny")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        num_hidden_layers=16,
-        intermediate_size=1024,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=32,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    random_model.write(
+        folder, hidden_size=128, num_hidden_layers=16, intermediate_size=1024, num_attention_heads=4, head_dim=32
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -19,7 +19,7 @@ from pipelines.config.defaults import check_defaults
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.paths import CONF, resolve
 from pipelines.config.schema import Config, SourceFields, SubjectFields
-from pipelines.config.validate import check_unresolved, valid_keys, validate
+from pipelines.config.validate import check_unresolved, read, valid_keys, validate
 from pipelines.errors import UserError
 
 BLOCK_FILES = (
@@ -85,14 +85,7 @@ def compose(overrides: Sequence[str], conf: Path = CONF) -> Composed:
 
 def load_resolved(path: str) -> Composed:
     """The validated configuration in a file that `as_yaml` wrote. Raises UserError."""
-    place = resolve(path)
-    try:
-        found = yaml.safe_load(place.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"--resolved: {place}: {' '.join(str(error).split())}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"--resolved: {place}: expected a mapping, such as a run's config.yaml")
-    return Composed(validate(found, lambda key: path), ())
+    return Composed(read(resolve(path)), ())
 
 
 def completed(text: str) -> str:

@@ -4,6 +4,7 @@ Values live in `conf/`; the schema has no defaults, so that a value has one home
 refused, and types are strict: `"3"` is no number and `1` is no boolean.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -822,6 +823,11 @@ class Config(Block):
     compare: Compare
     plan: Plan
     job: Job
+
+    def with_trainer(self, stage: str, settings: Mapping[str, object]) -> "Config":
+        """The configuration with settings of a training stage's trainer changed."""
+        block = getattr(self, stage)
+        return self.model_copy(update={stage: block.model_copy(update={"trainer": {**block.trainer, **settings}})})
 
     @model_validator(mode="after")
     def _flow_is_a_way(self) -> "Config":

@@ -1,8 +1,10 @@
 """The composed mapping, checked: a `Config`, or one readable line for each mistake."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import is_typeddict
@@ -97,6 +99,17 @@ EXPECTED = {
     "string_too_short": "text that is not empty",
     "finite_number": "a finite number",
 }
+
+
+def read(path: Path) -> Config:
+    """The validated configuration in a file that was composed before, such as a run's config.yaml. Raises UserError."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: expected a mapping, such as a run's config.yaml or what --cfg job prints")
+    return validate(found, lambda key: str(path))
 
 
 def validate(container: Mapping[str, Any], origin: Origin) -> Config:

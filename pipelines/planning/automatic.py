@@ -6,7 +6,7 @@ What was chosen is printed and stands in the configuration that the run logs, so
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
 from pipelines.planning.fitting import Choice, choose
-from pipelines.planning.preflight import check, with_trainer
+from pipelines.planning.preflight import check
 from pipelines.planning.setting import STAGES, facts_for, job_of, trainer_of
 from pipelines.progress import say
 
@@ -27,7 +27,7 @@ def settled(stages: list[str], config: Config) -> Config:
             check(stage, config)
             raise UserError(f"plan.auto: no micro-batch of {stage} fits; choose a larger card or a shorter sequence")
         say(f"  {stage}: plan.auto chose {' '.join(overrides(stage, chosen))}")
-        config = with_trainer(stage, config, **_values(chosen))
+        config = config.with_trainer(stage, _values(chosen))
     return config
 
 

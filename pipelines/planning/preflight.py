@@ -62,12 +62,6 @@ def remedies(stage: str, config: Config, facts: Facts, job: Job) -> Iterator[Rem
         yield found
 
 
-def with_trainer(stage: str, config: Config, **settings: object) -> Config:
-    """The configuration with settings of the stage's trainer changed."""
-    block = getattr(config, stage)
-    return config.model_copy(update={stage: block.model_copy(update={"trainer": {**block.trainer, **settings}})})
-
-
 def _smaller(stage: str, config: Config, facts: Facts, job: Job, memory_gb: float) -> Remedy | None:
     """The same effective batch in smaller micro-batches, checkpointed."""
     accumulation = int(getattr(config, stage).trainer.get("gradient_accumulation_steps") or 1)
@@ -83,7 +77,7 @@ def _smaller(stage: str, config: Config, facts: Facts, job: Job, memory_gb: floa
             if checkpointing != job.checkpointing:
                 changed["gradient_checkpointing"] = True
             text = " ".join(f"{stage}.trainer.{name}={str(value).lower()}" for name, value in changed.items())
-            made = with_trainer(stage, config, **changed)
+            made = config.with_trainer(stage, changed)
             return (text, made, memory_gb) if fits(facts, job_of(stage, made), memory_gb) else None
     return None
 
@@ -95,7 +89,7 @@ def _shorter(stage: str, config: Config, facts: Facts, job: Job, memory_gb: floa
         return None
     length = 1 << (length_of(stage, config) - 1).bit_length() - 1
     while length >= SHORTEST:
-        made = with_trainer(stage, config, **{name: length})
+        made = config.with_trainer(stage, {name: length})
         if fits(facts, job_of(stage, made), memory_gb):
             return f"{stage}.trainer.{name}={length}", made, memory_gb
         length //= 2
@@ -141,4 +135,4 @@ def _on_machine(stage: str, config: Config, machine: Mapping[str, Any]) -> Confi
         own["gradient_accumulation_steps"] = machine["rollout_accumulation_steps"]
     changed = {"memory_gb": machine["memory_gb"], "name": machine["name"]}
     compute = config.compute.model_copy(update=changed)
-    return with_trainer(stage, config.model_copy(update={"compute": compute}), **own)
+    return config.model_copy(update={"compute": compute}).with_trainer(stage, own)

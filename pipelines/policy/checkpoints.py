@@ -12,9 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-
+from pipelines.compute import ranks
 from pipelines.errors import UserError
 from pipelines.product import digest_of, file_hash
 from pipelines.progress import say
@@ -147,16 +145,10 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
     Of several processes the first one looks, and all get what it found. Raises UserError where one doesn't see it.
     """
-    chosen: list[str | None] = [None]
-    if PartialState().is_main_process:
-        checkpoint = _choose(folder)
-        chosen = [checkpoint.name if checkpoint else None]
-    (name,) = broadcast_object_list(chosen)
-    if name is None:
-        return None
-    if not (folder / name).is_dir():
-        raise UserError(f"{folder / name}: not to be seen from here; all nodes need one shared folder of checkpoints")
-    return folder / name
+    checkpoint: Path | None = ranks.from_main(_choose, folder)
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise UserError(f"{checkpoint}: not to be seen from here; all nodes need one shared folder of checkpoints")
+    return checkpoint
 
 
 def hold(checkpoint: Path, contract: Mapping[str, Any]) -> None:

@@ -5,13 +5,13 @@ experts' can only be seen in what was injected.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 # The first that matches; a router's projection is called gate, an MLP's gate_proj.
 PARTS = (
@@ -32,24 +32,10 @@ class Counts:
     trainable: int
     by_part: dict[str, int]
 
-
-class CountMetrics(TrainerCallback):
-    """Adds what is trained, by part, to the first log."""
-
-    def __init__(self, counts: Counts) -> None:
-        self.told = {f"trainable/{part}": float(size) for part, size in counts.by_part.items()}
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        if logs is not None and "loss" in logs:
-            logs |= self.told
-            self.told = {}
+    def once(self) -> Callable[[], dict[str, float]]:
+        """A measure of what is trained, by part, that is there the first time alone."""
+        told = [{f"trainable/{part}": float(size) for part, size in self.by_part.items()}]
+        return lambda: told.pop() if told else {}
 
 
 def count(architecture: type[Any], config: Any, peft_config: PeftConfig) -> Counts:

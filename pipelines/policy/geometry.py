@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from accelerate.data_loader import SeedableRandomSampler
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from torch.utils.data import Sampler, SequentialSampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from pipelines.compute import ranks
 from pipelines.policy.mask import IGNORED
 
 BLANK = -1  # a blank row's number
@@ -55,9 +55,8 @@ class Shared(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         # Processes' random states part where dropout draws for batches of other shapes.
-        drawn = [list(self._order)]
-        broadcast_object_list(drawn)
-        return iter([*drawn[0], *range(self._count, len(self))])
+        drawn = list(self._order)
+        return iter([*ranks.from_main(lambda: drawn), *range(self._count, len(self))])
 
     def __len__(self) -> int:
         return -(-self._count // self._size) * self._size

@@ -11,13 +11,14 @@ from pipelines.errors import UserError
 from pipelines.policy import adapter as adapters
 from pipelines.policy.base import load_base
 from pipelines.policy.checkpoints import CHECKPOINTS
-from pipelines.policy.counting import CountMetrics, Counts, counted
+from pipelines.policy.counting import Counts, counted
 from pipelines.policy.fit import START
+from pipelines.policy.logged import AddsToLogs
 from pipelines.policy.memory import keep_freed
 from pipelines.policy.moe import experts_left, gigabytes, told
 from pipelines.policy.optimizer import attach
 from pipelines.policy.packing import PROMPT_METHODS
-from pipelines.policy.routing import Routers, RoutingMetrics
+from pipelines.policy.routing import Routers
 from pipelines.policy.start import fit_quantization_error, on_top, save_start
 from pipelines.product import Product
 from pipelines.progress import say
@@ -50,9 +51,9 @@ def begin(config: Config, student: Any, trainer: Any, work: Path) -> None:
         adapters.check_attached(trained, config.adapter, config.model)
     counts = counted(trained)
     _tell(config, trained, counts, fresh)
-    trainer.add_callback(CountMetrics(counts))
+    trainer.add_callback(AddsToLogs(counts.once()))
     if (routers := Routers(trained.get_base_model())).loads:
-        trainer.add_callback(RoutingMetrics(routers))
+        trainer.add_callback(AddsToLogs(routers.measures))
     attach(config, trainer)
 
 

@@ -69,7 +69,7 @@ def smaller_until_it_fits(
     """
     asked = getattr(config, block).trainer
     if (work / FOUND).exists():
-        config = _with(config, block, json.loads((work / FOUND).read_text(encoding="utf-8")))
+        config = config.with_trainer(block, json.loads((work / FOUND).read_text(encoding="utf-8")))
     while True:
         try:
             made = attempt(config)
@@ -82,7 +82,7 @@ def smaller_until_it_fits(
         if less is None:
             raise UserError(what_fits(config, block, step, evaluating, again))
         release()
-        config = _with(config, block, less)
+        config = config.with_trainer(block, less)
         _begin_anew(work, less)
         told = f"{trainer[MICRO]} rows at once, {less[MICRO]} x {less[ACCUMULATION]} instead"
         say(f"  out of memory at step {step} with {told}; the same steps, from their start")
@@ -133,11 +133,6 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _with(config: Config, block: str, less: Mapping[str, int]) -> Config:
-    part = getattr(config, block)
-    return config.model_copy(update={block: part.model_copy(update={"trainer": {**part.trainer, **less}})})
 
 
 def _begin_anew(work: Path, less: Mapping[str, int]) -> None:

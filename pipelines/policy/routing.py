@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 LAYER = re.compile(r"layers\.(\d+)\.")
 
@@ -103,24 +102,6 @@ def auxiliary_loss(loads: list[Load]) -> float:
     chosen = torch.stack([load.chosen for load in loads if load.chosen is not None]).sum(0) / tokens
     probability = torch.stack([load.probability for load in loads if load.probability is not None]).sum(0) / tokens
     return float(loads[0].num_experts * (chosen * probability).sum())
-
-
-class RoutingMetrics(TrainerCallback):
-    """Adds the routers' measures to every log of a training step."""
-
-    def __init__(self, routers: Routers) -> None:
-        self.routers = routers
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
-        if logs is not None and "loss" in logs:
-            logs |= self.routers.measures()
 
 
 def _spread(load: Load) -> dict[str, float]:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from pipelines.compute import ranks
 from pipelines.policy import checkpoints
 from pipelines.policy.checkpoints import STATE, WRITING
 
@@ -35,14 +35,14 @@ class SealedSaves:
         del self._trainer._save_checkpoint
 
     def _save(self, model: Any, trial: Any) -> None:
-        trainer, ranks = self._trainer, PartialState()
+        trainer = self._trainer
         state, folder = trainer.state, Path(trainer.args.output_dir)
         name = f"checkpoint-{state.global_step}"
         writing = folder / f"{WRITING}{state.global_step}"
         made, best = writing / name, state.best_model_checkpoint
-        if ranks.is_main_process:
+        if ranks.is_main():
             checkpoints.clear(writing)
-        ranks.wait_for_everyone()
+        ranks.barrier()
         trainer._get_output_dir = lambda trial: str(writing)
         try:
             self._inner(model, trial)
@@ -51,14 +51,14 @@ class SealedSaves:
         if state.best_model_checkpoint == str(made):
             state.best_model_checkpoint = str(folder / name) if self.planned else best
         self._epoch_start.save(made, state)
-        ranks.wait_for_everyone()
-        if ranks.is_main_process:
+        ranks.barrier()
+        if ranks.is_main():
             state.save_to_json(str(made / STATE))  # the best model's place is the one after renaming
             checkpoints.seal(made, self._contract)
             checkpoints.publish(made, folder / name)
             writing.rmdir()
             checkpoints.rotate(folder, trainer.args.save_total_limit, state.best_model_checkpoint)
-        ranks.wait_for_everyone()
+        ranks.barrier()
 
 
 class EpochStart(TrainerCallback):
@@ -85,6 +85,5 @@ class EpochStart(TrainerCallback):
 
 
 def _file() -> str:
-    ranks = PartialState()
-    suffix = f"_{ranks.process_index}" if ranks.num_processes > 1 else ""
+    suffix = f"_{ranks.rank()}" if ranks.world_size() > 1 else ""
     return f"{EPOCH_START}{suffix}.safetensors"

@@ -164,7 +164,8 @@ def test_what_a_job_lacks(overrides: Sequence[str], said: str, tmp_path: Path) -
 
 
 def test_the_stage_writes_the_files_and_says_how(tmp_path: Path) -> None:
-    command = [str(PROJECT / ".venv/bin/python"), "-m", "pipelines", "job", *GIVEN, "job.stage=finetune"]
+    """Of a model that is on the Hub alone: nothing of it is looked for here."""
+    command = [str(PROJECT / ".venv/bin/python"), "-m", "pipelines", "job", *GIVEN, "job.stage=sft", "model=qwen3_8b"]
     command += ["engine=kubernetes", f"paths.outputs={tmp_path}", f"tracking.uri=sqlite:///{tmp_path}/m.db"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import PartialState
 from accelerate.data_loader import BatchSamplerShard
 from datasets import Dataset
 from torch.utils.data import BatchSampler, SequentialSampler
@@ -42,7 +41,6 @@ def steps_over(order: list[int], micro: int, accumulation: int, processes: int) 
 
 
 def test_processes_and_micro_batches_take_the_same_rows_a_step() -> None:
-    PartialState()
     order = list(LengthGroupedSampler(24, lengths=LENGTHS, generator=torch.Generator().manual_seed(0)))
     expected = steps_over(order, 24, 1, 1)
     assert [len(step) for step in expected] == [24, 19]
