@@ -36,7 +36,7 @@ test-slow: setup  ## what takes long: kills, several processes, every key of eve
 lint: setup  ## ruff and mypy only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: setup  ## training beside bare TRL + peft in one run (about 6 minutes)
+bench: setup  ## training beside bare TRL + peft in one run (about 4 minutes)
 	@$(BIN)/python -m benchmarks.beside
 
 bench-gpu:  ## training on a GPU, a part a call: CELLS="..." and more, see benchmarks/README.md
