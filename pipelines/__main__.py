@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from pipelines.config.compose import Composed, compose, load_resolved
 from pipelines.config.nearest import did_you_mean
+from pipelines.config.short import spelled_out
 from pipelines.errors import Stopped, UserError
 
 STAGES = {
@@ -24,6 +25,12 @@ STAGES = {
     "evaluate": "rows + subjects -> scores of base, adapter, version or endpoint on the held-out rows",
     "package": "adapter + scores -> registered model version",
     "promote": "version + gate -> alias moved, or a refusal on record (exit code 3)",
+    "rollback": "alias -> the version that held it before",
+    "serve": "version -> an address that answers: MLflow's scoring server, OpenAI-compatible, or vLLM",
+    "deploy": "version -> Dockerfile, Kubernetes manifests and commands that serve it",
+    "export": "version -> merged weights, GGUF, INT8, INT4 or FP8, judged again",
+    "reproduce": "version -> made again from what it says of itself, and compared",
+    "lineage": "version -> the chain from source rows to alias, as a tree and a picture",
     "plan": "configuration -> what fits which GPU, how fast and at what cost; nothing is loaded",
     "compare": "past evaluations of one held-out set -> leaderboard",
     "job": "configuration -> the file by which Kubernetes, Kubeflow or SkyPilot runs a stage on its machines",
@@ -161,6 +168,7 @@ def parse(arguments: Sequence[str]) -> Command:
             command.overrides.append(word)
         else:
             _set_stage(command, word)
+    command.overrides = [spelled_out(command.stage, text) for text in command.overrides]
     return command
 
 

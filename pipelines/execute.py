@@ -5,6 +5,7 @@ What needs MLflow or torch is imported after the sources are checked: a defect i
 
 import contextlib
 import errno
+import importlib
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from pipelines.config.teaching import SERVED
 from pipelines.errors import UserError
 from pipelines.holding import held
 from pipelines.progress import say
-from pipelines.stages import STAGES, fingerprint_of, gather, place
+from pipelines.stages import ACTIONS, STAGES, fingerprint_of, gather, place
 
 ALONE = ("plan", "job", "compare")  # they look at models and nodes from outside
 
@@ -151,13 +152,21 @@ def _one(stage: str, config: Config) -> None:
     from pipelines.policy.base import pin
 
     with _full_disk_told():
-        if stage not in ("prepare", *ALONE) and not (stage == "promote" and config.promote.model):
+        if stage in ACTIONS:
+            importlib.import_module(f"pipelines.{stage}").act(config)
+            return
+        if stage not in ("prepare", *ALONE) and not _names_version(stage, config):
             config = config.model_copy(update={"model": pin(config.model)})
         if stage == "finetune":
             _check_teacher(config)
             finetune.run(config)
         else:
             run_stage(STAGES[stage], config, gather(STAGES[stage], config))
+
+
+def _names_version(stage: str, config: Config) -> bool:
+    """Whether the stage works on a version that the registry describes, whatever this configuration's base is."""
+    return stage in ("promote", "deploy", "export") and getattr(config, stage).model is not None
 
 
 def _check_teacher(config: Config) -> None:

@@ -12,6 +12,7 @@ from pipelines.evaluation import record as table
 from pipelines.policy.base import local_folder, template_switches
 from pipelines.product import Product, digest_of, folder_files
 from pipelines.progress import say
+from pipelines.release.seal import DIGEST_TAG
 from pipelines.tracking import registry
 from pipelines.tracking.run import Run, finite
 from pipelines.tracking.source import source_tags
@@ -35,7 +36,8 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     _check_parity(folder, answers)
     lineage = _lineage(config, adapter, scores, digest_of(folder_files(folder)))
     name = config.package.registered_model
-    model_id = registry.log_model(run.id, name, folder, lineage)
+    model_id, sealed = registry.log_model(run.id, name, folder, lineage)
+    lineage |= {DIGEST_TAG: sealed}
     registry.log_metrics(model_id, finite(scores.about["metrics"]), scores.about["heldout"])
     version = registry.register(name, model_id, run.id, lineage | _headline(scores))
     registry.point(name, "candidate", version.number)

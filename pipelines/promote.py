@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.schema import Config, Gate, Rule
+from pipelines.config.gating import Gate, Rule
+from pipelines.config.schema import Config
 from pipelines.errors import Refused
 from pipelines.product import Product
 from pipelines.progress import say
@@ -38,7 +39,8 @@ class Ruling:
 
 def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
     """Moves the alias where every rule passes; records the decision either way. Raises Refused."""
-    version = _version(config, inputs)
+    made = inputs["version"].about if "version" in inputs else None
+    version = registry.named(config.promote.model, "promote.model", made)
     scores = json.loads(registry.fetch(version, "artifacts/scores.json").read_text(encoding="utf-8"))
     rulings = [judge(name, rule, scores["metrics"]) for name, rule in config.gate.rules.items()]
     rulings += teachers_ruling(config.gate, version)
@@ -94,13 +96,6 @@ def teachers_ruling(gate: Gate, version: Version) -> list[Ruling]:
     asked = f"<= 0, outside {', '.join(allowed)}" + (f"; got {', '.join(refused)}" if refused else "")
     reason = "what a teacher wrote may be learnt from only as its licence allows"
     return [Ruling("teacher_licenses", "licences of teachers", asked, float(len(refused)), not refused, reason)]
-
-
-def _version(config: Config, inputs: dict[str, Product]) -> Version:
-    if config.promote.model:
-        return registry.find(config.promote.model)
-    made = inputs["version"].about
-    return registry.find(f"models:/{made['name']}/{made['version']}")
 
 
 def _tags(decision: dict[str, Any], rulings: list[Ruling], run_id: str) -> dict[str, str]:

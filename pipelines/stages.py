@@ -83,11 +83,17 @@ STAGES = {
             ("adapter", "scores"),
         ),
         Stage("promote", "decision", ("gate", "promote"), ("version",)),
+        Stage("deploy", "deployment", ("task", "model", "adapter", "compute", "deploy", "engine"), ("version",)),
+        Stage("export", "export", ("task", "model", "adapter", "compute", "evaluate", "export"), ("version",)),
         Stage("plan", "plan", ("model", "adapter", "compute", "sft", "grpo", "distill", "plan"), ()),
         Stage("compare", "leaderboard", ("task", "compare", "evaluate"), ("rows",)),
         Stage("job", "job", tuple(Config.model_fields), ()),
     )
 }
+
+
+# What acts on the registry or answers, and leaves no product: `act(config)`, one file each.
+ACTIONS = ("rollback", "serve", "reproduce", "lineage")
 
 
 def fingerprint_of(stage: Stage, config: Config, inputs: Mapping[str, Product]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.config.paths import PROJECT
-from pipelines.stages import STAGES
+from pipelines.stages import ACTIONS, STAGES
 
 PACKAGE = PROJECT / "pipelines"
 SOURCES = sorted(path.relative_to(PROJECT).as_posix() for path in PACKAGE.rglob("*.py"))
@@ -60,8 +60,8 @@ def importers(package: str) -> set[str]:
 
 
 def test_stages_never_import_one_another() -> None:
-    modules = {f"pipelines.{name}" for name in STAGES}
-    for name in STAGES:
+    modules = {f"pipelines.{name}" for name in (*STAGES, *ACTIONS)}
+    for name in (*STAGES, *ACTIONS):
         assert not everything(f"pipelines/{name}.py") & (modules - {f"pipelines.{name}"}), name
 
 
@@ -76,7 +76,8 @@ def test_only_two_files_know_hydra() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["dataset/", "tasks/", "environments/", "sandbox/", "verification/", "rewards/", "evaluation/"]
+    "folder",
+    ["dataset/", "tasks/", "environments/", "sandbox/", "verification/", "rewards/", "evaluation/", "release/"],
 )
 def test_rows_and_scores_need_no_model(folder: str) -> None:
     assert within(folder)
@@ -94,7 +95,7 @@ def test_the_launcher_imports_nothing_heavy_before_it_runs(file: str) -> None:
 
 @pytest.mark.parametrize("folder", sorted({f"{Path(file).parts[1]}/" for file in SOURCES if len(Path(file).parts) > 2}))
 def test_imports_run_downward(folder: str) -> None:
-    above = {f"pipelines.{name}" for name in (*STAGES, "stages", "finetune", "execute", "__main__")}
+    above = {f"pipelines.{name}" for name in (*STAGES, *ACTIONS, "stages", "finetune", "execute", "__main__")}
     for file in within(folder):
         assert not everything(file) & above, file
 

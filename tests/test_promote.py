@@ -8,7 +8,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipelines.config.compose import compose
-from pipelines.config.schema import Rule
+from pipelines.config.gating import Rule
 from pipelines.promote import judge, teachers_ruling
 from pipelines.tracking.registry import Version
 from tests.conftest import World

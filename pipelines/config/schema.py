@@ -21,7 +21,12 @@ from pipelines.config.block import (
     Text,
 )
 from pipelines.config.engine import Engine, Job
+from pipelines.config.exporting import Export
+from pipelines.config.gating import Gate, Promote, Rollback
+from pipelines.config.packaging import Package
 from pipelines.config.planned import Plan
+from pipelines.config.provenance import Lineage, Reproduce
+from pipelines.config.serving import Deploy, Serve
 from pipelines.config.strategy import DeepSpeed, Fsdp, Rendezvous, Strategy
 from pipelines.config.teaching import FROM_GENERATED, Distill, Generate, Teacher
 from pipelines.config.watching import Alarm, LossWatch
@@ -736,38 +741,6 @@ class Compare(Block):
     metric: Text
 
 
-class Package(Block):
-    """The registered model's name and the products it is made of."""
-
-    adapter: Text | None
-    scores: Text | None
-    registered_model: Text
-
-
-class Promote(Block):
-    """Which version goes to which alias."""
-
-    model: Text | None
-    to: Name
-
-
-class Rule(Block):
-    """One bound on one metric of the version's evaluation, and why it is asked."""
-
-    metric: Text
-    bound: Literal["at_least", "at_most", "above"]
-    value: float
-    reason: Text
-
-
-class Gate(Block):
-    """A promotion policy: every rule must pass, and every teacher's licence be among `teacher_licenses` (null: any)."""
-
-    name: Name
-    teacher_licenses: list[Text] | None
-    rules: dict[str, Rule] = Field(min_length=1)
-
-
 # --- the whole ----------------------------------------------------------------------------------
 
 
@@ -820,6 +793,12 @@ class Config(Block):
     evaluate: Evaluate
     package: Package
     promote: Promote
+    rollback: Rollback
+    serve: Serve
+    deploy: Deploy
+    export: Export
+    reproduce: Reproduce
+    lineage: Lineage
     compare: Compare
     plan: Plan
     job: Job

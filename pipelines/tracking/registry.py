@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -18,6 +19,7 @@ from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
 from pipelines.config.paths import PROJECT
 from pipelines.errors import UserError
+from pipelines.release import seal
 from pipelines.tracking.run import fit
 from pipelines.tracking.sending import dataset_of
 from pipelines.tracking.traces import TRACES
@@ -37,6 +39,13 @@ class Version:
     @property
     def uri(self) -> str:
         return f"models:/{self.name}/{self.number}"
+
+    @property
+    def digest(self) -> str:
+        """Of all its files. Raises UserError where the registry has none: another program registered it."""
+        if seal.DIGEST_TAG not in self.tags:
+            raise UserError(f"{self.uri}: no tag {seal.DIGEST_TAG}; expected a version that package registered")
+        return self.tags[seal.DIGEST_TAG]
 
 
 def write_model(
@@ -80,17 +89,18 @@ def _unset(variable: str) -> Iterator[None]:
             os.environ[variable] = kept
 
 
-def log_model(run_id: str, name: str, folder: Path, params: Mapping[str, str]) -> str:
-    """The folder as a logged model of the run; returns the model's id."""
+def log_model(run_id: str, name: str, folder: Path, params: Mapping[str, str]) -> tuple[str, str]:
+    """The folder, sealed, as a logged model of the run; returns the model's id and the digest of its files."""
     client = MlflowClient()
     experiment = client.get_run(run_id).info.experiment_id
     model = client.create_logged_model(experiment, name, run_id, params=dict(params), model_type="adapter")
     described = MlflowModel.load(str(folder))
     described.model_id, described.run_id = model.model_id, run_id
     described.save(str(folder / "MLmodel"))
+    digest = seal.write(folder)
     client.log_model_artifacts(model.model_id, str(folder))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    return str(model.model_id)
+    return str(model.model_id), digest
 
 
 def log_metrics(model_id: str, metrics: Mapping[str, float], data: Mapping[str, str]) -> None:
@@ -143,12 +153,42 @@ def contents(version: Version) -> tuple[Path, dict[str, Any]]:
 
     Raises UserError where the version is none of ours.
     """
-    folder = Path(mlflow.artifacts.download_artifacts(version.uri))
+    folder = files(version)
     flavor = (MlflowModel.load(str(folder)).flavors or {}).get("python_function", {})
     artifacts, settings = flavor.get("artifacts") or {}, flavor.get("config") or {}
     if "adapter" not in artifacts or "template" not in settings:
         raise UserError(f"{version.uri}: expected a version that package registered, found other files")
     return folder / artifacts["adapter"]["path"], dict(settings)
+
+
+def files(version: Version) -> Path:
+    """The folder of a version, downloaded where it isn't local, checked against its seal.
+
+    Raises UserError naming the file that differs. No code of it may be run there: `copied` is for that.
+    """
+    folder = Path(mlflow.artifacts.download_artifacts(version.uri))
+    seal.check(folder, version.digest, version.uri)
+    return folder
+
+
+def copied(version: Version, folder: Path) -> Path:
+    """The files of a version in a new `folder`, without what running its code has compiled, checked as they lie there.
+
+    Raises UserError naming the file that differs.
+    """
+    source = Path(mlflow.artifacts.download_artifacts(version.uri))
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    seal.check(folder, version.digest, version.uri)
+    return folder
+
+
+def named(uri: str | None, field: str, made: Mapping[str, Any] | None) -> Version:
+    """The version behind a URI, or, without one, the version that `package` says it `made`."""
+    if uri is None and made is not None:
+        uri = f"models:/{made['name']}/{made['version']}"
+    if uri is None:
+        raise UserError(f"{field}: required: models:/name/version or models:/name@alias")
+    return find(uri, field)
 
 
 def logged_model(version: Version) -> str | None:

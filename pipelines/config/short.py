@@ -1,0 +1,23 @@
+"""Short names: in the stages of a release a bare key of the stage's own block means that block's."""
+
+from pipelines.config.schema import Config
+
+RELEASE = ("promote", "rollback", "serve", "deploy", "export", "reproduce", "lineage")
+
+
+def spelled_out(stage: str, text: str) -> str:
+    """`to=staging` of promote as `promote.to=staging`.
+
+    `model=` names a version where its value is one, and a profile of conf/model/ elsewhere.
+    """
+    name, separator, value = text.partition("=")
+    if stage not in RELEASE or not separator or name not in _fields(stage):
+        return text
+    if name == "model" and stage != "rollback" and not value.strip("'\"").startswith("models:"):
+        return text
+    return f"{stage}.{text}"
+
+
+def _fields(stage: str) -> set[str]:
+    kind = Config.model_fields[stage].annotation
+    return set(getattr(kind, "model_fields", {}))

@@ -1,0 +1,8 @@
+"""version -> serve."""
+
+from pipelines.config.schema import Config
+
+
+def act(config: Config) -> None:
+    """serve."""
+    raise NotImplementedError
