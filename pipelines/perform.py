@@ -1,6 +1,7 @@
 """How a stage is run: reused where nothing changed, else made in a run of its own and published."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,16 @@ def _made_anew(
         made = _make(stage, config, inputs, work, run)
         if stage.kind == "adapter":
             made["teachers"] = teachers_of(made, inputs)
-        made_by = {"run_id": run.id, "stage": stage.name, "fingerprint": fingerprint}
+            made["rows"] = next((inputs[kind].named() for kind in ("rows", "generated") if kind in inputs), None)
+        made_by = {"run_id": run.id, "stage": stage.name, "fingerprint": fingerprint, "at": _now()}
         product = products.publish(work, folder, stage.kind, made_by, made)
         _named(run, product)
     say(f"{stage.name}: done, {_shown(folder)} (run {run.id})")
     return product
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _named(run: Run, product: Product) -> None:

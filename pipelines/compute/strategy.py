@@ -5,12 +5,15 @@ import os
 from collections.abc import Collection
 from datetime import timedelta
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.compute import ranks
-from pipelines.config.schema import Adapter, Compute, Config
+from pipelines.config.modelling import Adapter, Compute
 from pipelines.config.strategy import STAGES
 from pipelines.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.config.schema import Config  # the whole of it, which a registered version leaves behind
 
 SHARDED = ("zero3", "fsdp2")  # no process holds all weights
 DROPPED = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP")  # accelerate's, which overrule ours
@@ -94,7 +97,7 @@ def storage(compute: Compute) -> str | None:
     return compute.dtype if ranks.started() and compute.strategy == "fsdp2" else None
 
 
-def check_supported(stages: Collection[str], config: Config) -> None:
+def check_supported(stages: Collection[str], config: "Config") -> None:
     """Raises UserError for what a strategy can't train or save, by the field."""
     _check_adapter(config.adapter, config.compute.strategy)
     check_package(config.compute)

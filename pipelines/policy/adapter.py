@@ -12,8 +12,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import BitsAndBytesConfig, FineGrainedFP8Config, Mxfp4Config
 
+from pipelines.config.modelling import Adapter, Compute, Model
 from pipelines.config.nearest import did_you_mean
-from pipelines.config.schema import Adapter, Compute, Model
 from pipelines.errors import UserError
 from pipelines.policy.moe import check_router, not_parametrized, target_parameters
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.config.modelling import Adapter, Compute, Model
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.paths import resolve
-from pipelines.config.schema import Adapter, Compute, Model
 from pipelines.errors import UserError
 from pipelines.hub import commit_of
 from pipelines.policy.template import ends_of
-from pipelines.product import digest_of, folder_files
+from pipelines.product import digest_of, file_hash, folder_files
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 LOCAL = "sha256:"
@@ -68,7 +68,7 @@ def local_folder(model: Model) -> Path | None:
 
 def content_hash(folder: Path) -> str:
     """sha256 over the model's files. Raises UserError where weights are missing or pickled."""
-    files = {name: value for name, value in folder_files(folder).items() if name.endswith(WEIGHTS)}
+    files = _hashed(folder)
     if not any(name.endswith(".safetensors") for name in files):
         pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
         found = f"; {pickled[0]} is pickled, which runs code when loaded, and is refused" if pickled else ""
@@ -76,6 +76,45 @@ def content_hash(folder: Path) -> str:
     if "config.json" not in files:
         raise UserError(f"model.id: {folder} holds no config.json")
     return digest_of(files)
+
+
+def files(model: Model) -> dict[str, str]:
+    """Name -> sha256 of the files of a pinned model that is on this machine, those that loading it reads.
+
+    Of a Hub model these are the ones in the Hub's cache at the pinned commit.
+    """
+    return _hashed(folder_of(model))
+
+
+def folder_of(model: Model) -> Path:
+    """Where a pinned model's files lie on this machine: its folder, or the Hub's cache."""
+    folder = local_folder(model)
+    if folder is not None:
+        return folder
+    config = _file(source(model), "config.json")
+    if config is None:
+        raise UserError(f"model.id: {model.id} holds no config.json")
+    return Path(config).parent
+
+
+def check_files(model: Model, expected: Mapping[str, str]) -> None:
+    """Raises UserError naming the first file of the model that isn't the one that an adapter was trained on."""
+    folder, where = local_folder(model), source(model)
+    found = _hashed(folder) if folder is not None else {name: _hub_hash(where, name) for name in expected}
+    for name in sorted({*expected, *found}):
+        ours, theirs = expected.get(name), found.get(name)
+        if ours != theirs:
+            told = f"expected sha256 {ours or 'no such file'}, got {theirs or 'no such file'}"
+            raise UserError(f"base model {model.id}: {name} isn't the file that was trained on: {told}")
+
+
+def _hub_hash(where: Mapping[str, Any], name: str) -> str | None:
+    path = _file(where, name)
+    return file_hash(Path(path)) if path else None
+
+
+def _hashed(folder: Path) -> dict[str, str]:
+    return {name: value for name, value in folder_files(folder).items() if name.endswith(WEIGHTS)}
 
 
 def source(model: Model) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipelines.compute import ranks
 from pipelines.compute.strategy import check_in_force, trained_state, trainer_arguments
 from pipelines.config.schema import Config, Model
 from pipelines.errors import UserError
+from pipelines.policy.base import template_switches
 from pipelines.policy.checkpoints import CHECKPOINTS, STATE, hold, newest_checkpoint, sealed
 from pipelines.policy.health import Health
 from pipelines.policy.in_force import in_force
@@ -24,6 +25,7 @@ from pipelines.policy.resuming import Resumed
 from pipelines.policy.saving import EpochStart, SealedSaves
 from pipelines.policy.spikes import Spikes
 from pipelines.policy.start import ADAPTER, save_over_published_base
+from pipelines.policy.template import digest_of_template
 from pipelines.progress import Meter, meter, say
 
 START = "start"  # the untrained adapter, where its start took weights from the base
@@ -155,6 +157,7 @@ def hand_over(config: Config, trainer: Any, tokenizer: Any, fitted: Fitted, work
         "base": {"id": config.model.id, "revision": config.model.revision, "license": config.model.license.id},
         "adapter": config.adapter.name,
         "quantized": config.adapter.quantization is not None,
+        "template": digest_of_template(tokenizer, template_switches(config.model)),
         "seed": config.seed,
         "steps": fitted.steps,
     }

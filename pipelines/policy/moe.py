@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from pipelines.config.block import Quantization
-from pipelines.config.schema import Adapter, Model
+from pipelines.config.modelling import Adapter, Model
 from pipelines.errors import UserError
 
 # bitsandbytes keeps a 4-bit parameter below this name, which ends like a projection of the experts.

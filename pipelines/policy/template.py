@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from pipelines.product import digest_of
+
 ROWS_AT_ONCE = 512  # the tokenizer keeps kilobytes beside each row of a batch
 
 Messages = Sequence[Mapping[str, Any]]
@@ -83,3 +85,8 @@ def ends_of(settings: Any, tokenizer: Any) -> list[int]:
     listed = settings.eos_token_id
     listed = [] if listed is None else [listed] if isinstance(listed, int) else list(listed)
     return sorted({*listed, tokenizer.eos_token_id} - {None})
+
+
+def digest_of_template(tokenizer: Any, switches: Mapping[str, Any]) -> str:
+    """sha256 of the chat template's text and of what it is told."""
+    return digest_of([tokenizer.chat_template, dict(switches)])

@@ -1,6 +1,5 @@
 """The subjects of an evaluation: found and named by content first, then loaded one after the other."""
 
-import contextlib
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pipelines.config import schema
 from pipelines.config.paths import resolve
 from pipelines.config.schema import Config
 from pipelines.errors import UserError
+from pipelines.policy.attaching import attached
 from pipelines.policy.base import elsewhere, load_base, load_tokenizer, load_tokenizer_from, pin, template_switches
 from pipelines.policy.served import Served, load_served
 from pipelines.product import Product, load
@@ -160,21 +160,8 @@ def _sharing_base(config: Config, planned: Sequence[Planned]) -> Iterator[Subjec
     yield from (_local(config, one, base, plain) for one in bare)
     for one in planned:
         if one.adapter is not None:
-            with _attached(base, one.adapter) as model:
+            with attached(base, one.adapter) as model:
                 yield _local(config, one, model, load_tokenizer_from(one.adapter))
-
-
-@contextlib.contextmanager
-def _attached(base: Any, adapter: Path) -> Iterator[Any]:
-    """The base with the adapter on it, taken off again afterwards."""
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(base, str(adapter)).eval()
-    try:
-        yield model
-    finally:
-        if hasattr(model, "unload"):
-            model.unload()
 
 
 def _local(config: Config, planned: Planned, model: Any, tokenizer: Any) -> LocalSubject:

@@ -19,16 +19,18 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from pipelines.policy.chat import Decoding, Generated, generate
 from pipelines.policy.served import load_served
 from pipelines.policy.template import render
-from pipelines.tracking.traces import TRACES
+from pipelines.release.seal import check_listing
+from pipelines.tracking.destination import TRACES
 
 
 class ChatAdapter(PythonModel):
     """Answers greedily, as the adapter was evaluated; other temperatures are refused."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Loads the pinned base and the adapter. Raises UserError where either's files have changed."""
-        settings = context.model_config
-        served = load_served(settings, Path(context.artifacts["adapter"]))
+        """Loads the pinned base and the adapter. Raises UserError naming the file of either or of ours that changed."""
+        settings, adapter = context.model_config, Path(context.artifacts["adapter"])
+        check_listing(adapter.parents[1], settings["name"])
+        served = load_served(settings, adapter)
         self.model, self.tokenizer, self.template = served.model, served.tokenizer, served.template
         self.max_new_tokens = served.max_new_tokens
         self.name = settings["name"]

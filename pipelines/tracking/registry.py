@@ -1,11 +1,10 @@
 """Registered versions: written without pickle, found by alias, described by tags."""
 
-import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,26 @@ from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 from pipelines.config.paths import PROJECT
 from pipelines.errors import UserError
 from pipelines.release import seal
+from pipelines.release.carried import carry
+from pipelines.release.pins import pinned
 from pipelines.tracking.run import fit
 from pipelines.tracking.sending import dataset_of
-from pipelines.tracking.traces import TRACES
 
 PACKAGE = PROJECT / "pipelines"
-REQUIRED = ("accelerate", "huggingface_hub", "mlflow", "peft", "pydantic", "safetensors", "torch", "transformers")
+# What the code of a version imports; of the rest each brings what it needs.
+# What the code of a version imports; of the rest each brings what it needs.
+REQUIRED = (
+    "accelerate",
+    "httpx2",
+    "huggingface_hub",
+    "mlflow",
+    "pandas",
+    "peft",
+    "pydantic",
+    "safetensors",
+    "torch",
+    "transformers",
+)
 
 
 @dataclass(frozen=True)
@@ -49,44 +62,45 @@ class Version:
 
 
 def write_model(
-    folder: Path, artifacts: Mapping[str, Path], settings: Mapping[str, Any], example: Sequence[Mapping[str, str]]
+    folder: Path, artifacts: Mapping[str, Path], settings: Mapping[str, Any], example: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes the pyfunc's files: models-from-code, chat signature, input example, the package that runs it."""
+    """Writes the pyfunc's files: models-from-code, chat signature, input example, and the code that it runs.
+
+    An artifact lies at `artifacts/NAME`, one that is a file at `artifacts/` with its own name.
+    """
     # MLflow would copy the project's lock and pyproject into the model and prefer them to the requirements.
     os.environ |= {"MLFLOW_UV_AUTO_DETECT": "false", "MLFLOW_LOG_UV_FILES": "false"}
     quantized = ("bitsandbytes",) if settings["adapter"]["quantization"] else ()
-    mlflow.pyfunc.save_model(
-        str(folder),
-        mlflow_model=MlflowModel(),
-        python_model=str(PACKAGE / "tracking" / "chat_model.py"),
-        code_paths=[str(PACKAGE)],
-        artifacts={name: str(path) for name, path in artifacts.items()},
-        model_config=dict(settings),
-        signature=ModelSignature(CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA),
-        input_example={"messages": [dict(message) for message in example]},
-        pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in (*REQUIRED, *quantized)],
-    )
+    with tempfile.TemporaryDirectory() as temporary:
+        carry(PROJECT, f"{PACKAGE.name}.tracking.chat_model", Path(temporary))
+        mlflow.pyfunc.save_model(
+            str(folder),
+            mlflow_model=MlflowModel(),
+            python_model=str(PACKAGE / "tracking" / "chat_model.py"),
+            code_paths=[str(Path(temporary) / PACKAGE.name)],
+            artifacts={name: str(path) for name, path in artifacts.items()},
+            model_config=dict(settings),
+            signature=ModelSignature(CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA),
+            input_example={"messages": [dict(message) for message in example]},
+            pip_requirements=pinned((*REQUIRED, *quantized)),
+        )
+    _called(folder, artifacts)
 
 
-def answer(folder: Path | str, conversations: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
-    """What a model folder or URI answers to each conversation, loaded as MLflow loads it."""
-    # Rows that are asked here are no conversations of a deployment's users.
-    with _unset(TRACES):
-        model = mlflow.pyfunc.load_model(str(folder))
-    return [
-        model.predict({"messages": [dict(message) for message in messages]})["choices"][0]["message"]["content"]
-        for messages in conversations
-    ]
+def _called(folder: Path, artifacts: Mapping[str, Path]) -> None:
+    """Gives artifacts that are folders their names; MLflow has called each as its source is called.
 
-
-@contextlib.contextmanager
-def _unset(variable: str) -> Iterator[None]:
-    kept = os.environ.pop(variable, None)
-    try:
-        yield
-    finally:
-        if kept is not None:
-            os.environ[variable] = kept
+    Where sources lay on the machine that packaged them is left out.
+    """
+    described = MlflowModel.load(str(folder))
+    flavor = (described.flavors or {})["python_function"]
+    flavor["model_code_path"] = Path(flavor["model_code_path"]).name
+    for name, artifact in flavor["artifacts"].items():
+        if artifacts[name].is_dir():
+            (folder / artifact["path"]).rename(folder / "artifacts" / name)
+            artifact["path"] = f"artifacts/{name}"
+        artifact["uri"] = artifact["path"]
+    described.save(str(folder / "MLmodel"))
 
 
 def log_model(run_id: str, name: str, folder: Path, params: Mapping[str, str]) -> tuple[str, str]:
@@ -177,7 +191,7 @@ def copied(version: Version, folder: Path) -> Path:
     Raises UserError naming the file that differs.
     """
     source = Path(mlflow.artifacts.download_artifacts(version.uri))
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__", seal.DOWNLOADED))
     seal.check(folder, version.digest, version.uri)
     return folder
 

@@ -11,6 +11,7 @@ import tempfile
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,12 @@ def find_finished(run_id: str) -> bool:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return False
         raise
+
+
+def ended_at(run_id: str) -> str:
+    """When a run ended, as an ISO time in UTC; when it began, where it hasn't ended."""
+    info = MlflowClient().get_run(run_id).info
+    return datetime.fromtimestamp((info.end_time or info.start_time) / 1000, UTC).isoformat(timespec="seconds")
 
 
 def end_orphans() -> list[str]:

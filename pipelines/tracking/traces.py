@@ -16,8 +16,6 @@ from pipelines.dataset.defects import Defects, Place
 from pipelines.dataset.record import Record
 from pipelines.errors import UserError
 
-# Of a deployed version: the experiment that keeps its conversations as traces; unset, none are kept.
-TRACES = "TUNESMITH_TRACE_EXPERIMENT"
 OLDEST_FIRST = ["timestamp_ms ASC"]  # traces of one millisecond follow their ids
 ENDED_WELL = "trace.status = 'OK'"
 _AT_ONCE = 100

@@ -19,9 +19,9 @@ from pipelines.dataset.read import Record, read_source
 from pipelines.errors import UserError
 from pipelines.policy.base import pin
 from pipelines.product import publish
+from pipelines.tracking.destination import TRACES
 from pipelines.tracking.registry import write_model
 from pipelines.tracking.store import open_store
-from pipelines.tracking.traces import TRACES
 from tests.dataset.conftest import reported
 
 ASKED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Where is my card?"}]
