@@ -4,10 +4,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test test-slow lint bench bench-gpu ui clean
+.PHONY: help setup finetune test test-slow lint bench bench-gpu ui clean env-gguf env-quantize
 
 help:  ## this text
-	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  ##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  ##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## the virtual environment .venv with locked dependencies, and MLflow's store
 	@ln -sfn "$(CURDIR)/.venv" "$$(cat .venv/.mlflow-env)"
@@ -44,6 +44,29 @@ bench-gpu:  ## training on a GPU, a part a call: CELLS="..." and more, see bench
 
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+
+env-gguf: .venv-gguf/.installed  ## llama.cpp and its converters, built from source: 8 minutes the first time, then from pip's cache
+
+# The wheel has the runtime alone; the converters of the same commit lie in the source package.
+LLAMA := $(shell sed -n 's/^llama_cpp_python==//p' requirements/gguf.txt)
+VENDORED := llama_cpp_python-$(LLAMA)/vendor/llama.cpp
+.venv-gguf/.installed: requirements/gguf.txt
+	@echo "installing llama.cpp (built from source where pip's cache has no wheel: some minutes)"
+	@test -x .venv-gguf/bin/python || $(PYTHON) -m venv .venv-gguf
+	@CMAKE_ARGS=-DLLAVA_BUILD=OFF .venv-gguf/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@.venv-gguf/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+		--dest .venv-gguf/source llama_cpp_python==$(LLAMA)
+	@tar xzf .venv-gguf/source/llama_cpp_python-$(LLAMA).tar.gz -C .venv-gguf --strip-components=2 \
+		$(addprefix $(VENDORED)/,conversion convert_hf_to_gguf.py convert_lora_to_gguf.py gguf-py LICENSE)
+	@rm -r .venv-gguf/source && touch $@
+
+env-quantize: .venv-quantize/.installed  ## llm-compressor, for the export forms awq, gptq and fp8 (a minute)
+
+.venv-quantize/.installed: requirements/quantize.txt
+	@echo "installing llm-compressor"
+	@test -x .venv-quantize/bin/python || $(PYTHON) -m venv .venv-quantize
+	@.venv-quantize/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 clean:  ## runs, products and caches (not the virtual environment)
 	rm -rf mlflow.db* mlartifacts mlruns outputs data/rows .mypy_cache .ruff_cache .pytest_cache

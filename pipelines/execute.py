@@ -103,6 +103,10 @@ def _check_ahead(stage: str, config: Config) -> Config:
         from pipelines.evaluation.precheck import check as check_evaluation
 
         check_evaluation(config)
+    if "export" in stages:
+        from pipelines.exporting.precheck import check as check_forms
+
+        check_forms(config)
     return config
 
 

@@ -84,7 +84,12 @@ STAGES = {
         ),
         Stage("promote", "decision", ("gate", "promote"), ("version",)),
         Stage("deploy", "deployment", ("task", "model", "adapter", "compute", "deploy", "engine"), ("version",)),
-        Stage("export", "export", ("task", "model", "adapter", "compute", "evaluate", "export"), ("version",)),
+        Stage(
+            "export",
+            "export",
+            ("seed", "task", "model", "adapter", "compute", "evaluate", "verifier", "export"),
+            ("version", "rows"),
+        ),
         Stage("plan", "plan", ("model", "adapter", "compute", "sft", "grpo", "distill", "plan"), ()),
         Stage("compare", "leaderboard", ("task", "compare", "evaluate"), ("rows",)),
         Stage("job", "job", tuple(Config.model_fields), ()),
