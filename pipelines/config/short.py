@@ -8,12 +8,13 @@ RELEASE = ("promote", "rollback", "serve", "deploy", "export", "reproduce", "lin
 def spelled_out(stage: str, text: str) -> str:
     """`to=staging` of promote as `promote.to=staging`.
 
-    `model=` names a version where its value is one, and a profile of conf/model/ elsewhere.
+    `model=` names a version where its value is one, and a profile of conf/model/ elsewhere; rollback and lineage take
+    the name of a registered model too.
     """
     name, separator, value = text.partition("=")
     if stage not in RELEASE or not separator or name not in _fields(stage):
         return text
-    if name == "model" and stage != "rollback" and not value.strip("'\"").startswith("models:"):
+    if name == "model" and stage not in ("rollback", "lineage") and not value.strip("'\"").startswith("models:"):
         return text
     return f"{stage}.{text}"
 

@@ -28,6 +28,7 @@ from pipelines.policy.start import ADAPTER, save_over_published_base
 from pipelines.policy.template import digest_of_template
 from pipelines.progress import Meter, meter, say
 
+UNORDERED = ("target_modules", "exclude_modules")
 START = "start"  # the untrained adapter, where its start took weights from the base
 
 Log = Callable[[Mapping[str, float], int], None]
@@ -180,6 +181,8 @@ def save_adapter(
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text(encoding="utf-8"))
     settings |= {"base_model_name_or_path": model.id, "revision": model.revision}
+    # Sets of peft's, written in an order that differs from process to process.
+    settings |= {name: sorted(settings[name]) for name in UNORDERED if isinstance(settings.get(name), list)}
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(str(folder))
     trainer.model.get_base_model().generation_config.save_pretrained(str(folder))
