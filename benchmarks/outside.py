@@ -107,6 +107,8 @@ OUTSIDE: dict[str, object] = {
     "model.name": "Two Words",
     "model.id": "",
     "model.revision": "",
+    "model.remote_code.revision": "main",
+    "model.remote_code.reason": "",
     "model.license.id": "",
     "model.license.conditions": "",
     "model.license.url": "",

@@ -15,6 +15,8 @@ from pipelines.config.compose import Composed, compose, load_resolved
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.short import spelled_out
 from pipelines.errors import Stopped, UserError
+from pipelines.masking import install as mask_output
+from pipelines.secrets import masked
 
 STAGES = {
     "prepare": "sources -> rows: train, validation, heldout, with a manifest",
@@ -77,6 +79,7 @@ class Command:
 
 def main() -> None:
     """The console script; ends the process with the exit code."""
+    mask_output()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -87,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()  # a reader that has gone shows here, not at the interpreter's end
         return code
     except UserError as error:
-        print(f"tunesmith: {error}", file=sys.stderr)
+        print(f"tunesmith: {masked(str(error))}", file=sys.stderr)
         return error.exit_code
     except Stopped as stop:
         print(f"tunesmith: {stop}", file=sys.stderr)
@@ -212,6 +215,7 @@ def quieten() -> None:
     """Third parties keep silent: their progress bars, telemetry and start-up warnings are not ours to show."""
     os.environ |= {
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_LOGGING_LEVEL": "ERROR",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",

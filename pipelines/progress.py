@@ -9,14 +9,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from pipelines.secrets import masked
+
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_FRAMES = 0.1  # a bar drawn for each of a million rows would take longer than the rows
 console = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """One line about what happened."""
-    print(text, flush=True)
+    """One line about what happened, without secrets."""
+    print(masked(text), flush=True)
 
 
 class Meter:
@@ -32,7 +34,7 @@ class Meter:
     def advance(self, count: int, note: str = "") -> None:
         """`count` more are done; `note` is shown beside, such as the loss."""
         self.done += count
-        self._note = note
+        self._note = masked(note)
         now = time.monotonic()
         if now - self._told >= (SECONDS_BETWEEN_FRAMES if self._bar else SECONDS_BETWEEN_LINES):
             self._told = now

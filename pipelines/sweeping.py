@@ -35,9 +35,11 @@ def varies(text: str) -> bool:
 
 def carry_out(stage: str, parent: str, overrides: list[str]) -> float | None:
     """One job, in whichever process; returns the metric that the sweeper is to be told."""
+    from pipelines import masking
     from pipelines.__main__ import quieten
     from pipelines.engines import slurm
 
+    masking.install()  # a launcher may have started this process
     quieten()
     config = compose(overrides).config
     slurm.take_place(config)

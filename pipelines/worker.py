@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines import masking, secrets
 from pipelines.__main__ import quieten
 from pipelines.compute import ranks
 from pipelines.compute.launch import MADE, TRAINING
@@ -26,6 +27,7 @@ USAGE = "usage: python -m pipelines.worker RESOLVED, or STAGE CONFIG below torch
 
 def main() -> None:
     """Ends the process with the exit code."""
+    masking.install()
     code = run(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
@@ -48,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
     except UserError as error:
         _record(error)
         if not spawned:
-            print(f"tunesmith: {error}", file=sys.stderr)
+            print(f"tunesmith: {secrets.masked(str(error))}", file=sys.stderr)
         return error.exit_code
     except Stopped as stop:
         return stop.exit_code
@@ -70,7 +72,8 @@ def _record(error: BaseException) -> None:
     at = time.time()
     get_error_handler().record_exception(error)
     path = Path(place)
-    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"at": at}), encoding="utf-8")
+    told = secrets.masked_values(json.loads(path.read_text(encoding="utf-8"))) | {"at": at}
+    path.write_text(json.dumps(told), encoding="utf-8")
 
 
 def _resolved(path: Path) -> None:
@@ -79,6 +82,7 @@ def _resolved(path: Path) -> None:
     from pipelines.stages import STAGES
 
     given = json.loads(path.read_text(encoding="utf-8"))
+    secrets.watch(given["config"])
     config = Config.model_validate(given["config"])
     inputs = {name: Product(**{**held, "folder": Path(held["folder"])}) for name, held in given["inputs"].items()}
     work = Path(given["work"])

@@ -12,6 +12,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM
 from benchmarks import random_model
 from pipelines import __main__ as launcher
 from pipelines.config.paths import PROJECT
+from pipelines.secrets import WATCHED
 
 CARD = """\
 capability: The query names one of six intents of a bank's customers.
@@ -138,7 +139,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, store: str, small_model: 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a run sets for its process doesn't reach the next test."""
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", WATCHED):
         monkeypatch.delenv(name, raising=False)
     yield
     import signal

@@ -85,10 +85,16 @@ def test_rows_and_scores_need_no_model(folder: str) -> None:
         assert not roots(everything(file)) & {"torch", "transformers", "mlflow"}, file
 
 
-@pytest.mark.parametrize("file", ["pipelines/__main__.py", "pipelines/errors.py", *within("config/")])
+@pytest.mark.parametrize(
+    "file",
+    [
+        *(f"pipelines/{name}.py" for name in ("__main__", "errors", "masking", "secret_kinds", "secrets")),
+        *within("config/"),
+    ],
+)
 def test_the_launcher_imports_nothing_heavy_before_it_runs(file: str) -> None:
     assert not roots(at_import(file)) & HEAVY
-    light = ("pipelines.config", "pipelines.errors")
+    light = ("pipelines.config", "pipelines.errors", "pipelines.masking", "pipelines.secret")
     ours = {name for name in at_import(file) if name.startswith("pipelines.")}
     assert all(name.startswith(light) for name in ours), ours
 
@@ -115,7 +121,43 @@ def test_no_function_is_long(file: str) -> None:
 @pytest.mark.parametrize("file", EVERYWHERE)
 def test_no_code_of_others_is_run(file: str) -> None:
     assert not roots(everything(file)) & {"pickle", "dill", "cloudpickle", "joblib"}
+    for value in trusted(file):
+        assert isinstance(value, ast.Constant), f"{file}:{value.lineno}"
+        assert value.value is False, f"{file}:{value.lineno}"
+
+
+# Where code may run that a profile names, and where a trainer's own setting of that name is refused.
+TRUSTING = {
+    "pipelines/policy/base.py": {"_trusts(model)", "trusts"},
+    "pipelines/config/validate.py": {"'model.remote_code'"},
+}
+
+
+def trusted(file: str) -> list[ast.expr]:
+    """What is given as `trust_remote_code`, as an argument or in a mapping of arguments, but where a profile may."""
+    found = []
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-            assert isinstance(node.value, ast.Constant), f"{file}:{node.value.lineno}"
-            assert node.value.value is False, f"{file}:{node.value.lineno}"
+            found.append(node.value)
+        elif isinstance(node, ast.Dict):
+            keys = [key.value if isinstance(key, ast.Constant) else None for key in node.keys]
+            found += [value for key, value in zip(keys, node.values, strict=True) if key == "trust_remote_code"]
+    return [value for value in found if ast.unparse(value) not in TRUSTING.get(file, set())]
+
+
+def test_code_of_others_is_trusted_in_one_place_where_the_profile_names_it() -> None:
+    nodes = list(ast.walk(tree("pipelines/policy/base.py")))
+    asked = [node for node in nodes if isinstance(node, ast.FunctionDef) and node.name == "_trusts"]
+    assert [ast.unparse(node.body[-1]) for node in asked] == ["return model.remote_code is not None"]
+    given = [node for node in nodes if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "trusts"]
+    assert [ast.unparse(node.value) for node in given] == ["model is not None and _trusts(model)"]
+
+
+def test_adapters_are_loaded_in_one_place_that_refuses_pickled_ones() -> None:
+    calls = {
+        file
+        for file in SOURCES
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "PeftModel.from_pretrained"
+    }
+    assert calls == {"pipelines/policy/base.py"}

@@ -17,6 +17,7 @@ from pipelines.compute import ranks
 from pipelines.config.schema import Compute, Config
 from pipelines.errors import Refused, Stopped, Unreachable, UserError
 from pipelines.product import Product
+from pipelines.secrets import masked
 
 TRAINING = ("sft", "grpo", "distill")
 NODE_RANKS = ("NODE_RANK", "SLURM_NODEID", "JOB_COMPLETION_INDEX", "SKYPILOT_NODE_RANK")
@@ -31,8 +32,9 @@ class RankFailed(Exception):
     """A process of a training ended badly; `rank` and `error` go to the run's tags."""
 
     def __init__(self, rank: int, error: str, traceback: str, place: Path) -> None:
-        super().__init__(f"rank {rank} failed: {error}\n{traceback}\nwhat the processes said is in {place}")
-        self.rank, self.error = rank, error
+        told = f"rank {rank} failed: {error}\n{traceback}\nwhat the processes said is in {place}"
+        super().__init__(masked(told))
+        self.rank, self.error = rank, masked(error)
 
 
 def is_spawned(stage: str, compute: Compute) -> bool:
@@ -77,8 +79,13 @@ def run(stage: str, config: Config, inputs: dict[str, Product], work: Path, run_
         "work": str(work),
         "run_id": run_id,
     }
+    # The values as they are, for this user's processes alone, and only while they run.
+    resolved.touch(mode=0o600)
     resolved.write_text(json.dumps(given, indent=1), encoding="utf-8")
-    _start(config.compute, node, resolved, place)
+    try:
+        _start(config.compute, node, resolved, place)
+    finally:
+        resolved.unlink()
     if node != 0:
         return {}
     made: dict[str, Any] = json.loads((place / MADE).read_text(encoding="utf-8"))

@@ -21,6 +21,7 @@ from pipelines.config.paths import CONF, resolve
 from pipelines.config.schema import Config, SourceFields, SubjectFields
 from pipelines.config.validate import check_unresolved, read, valid_keys, validate
 from pipelines.errors import UserError
+from pipelines.secrets import masked_values
 
 BLOCK_FILES = (
     "source",
@@ -64,8 +65,8 @@ class Composed:
 
 
 def as_yaml(config: Config) -> str:
-    """The resolved configuration as it is stored and shown."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    """The resolved configuration as it is stored and shown, without what looks like a secret in a text of it."""
+    return yaml.safe_dump(masked_values(config.model_dump()), sort_keys=False, allow_unicode=True)
 
 
 def compose(overrides: Sequence[str], conf: Path = CONF) -> Composed:

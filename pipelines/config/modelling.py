@@ -39,12 +39,20 @@ class Targets(Block):
     feedforward_modules: list[Text]
 
 
+class RemoteCode(Block):
+    """Code of a checkpoint's own that may run: of this commit, or content of a local folder, as it was read."""
+
+    revision: Annotated[str, Field(pattern=r"^([0-9a-f]{40}|sha256:[0-9a-f]{64})$")]
+    reason: Text
+
+
 class Model(Block):
     """A supported base model: a Hub id or a local folder, pinned by revision."""
 
     name: Name
     id: Text
     revision: Text | None
+    remote_code: RemoteCode | None
     license: License
     architecture: Text
     context_length: Count

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import is_typeddict
 
-from pipelines.config import upstream
+from pipelines import secrets
+from pipelines.config import literal, upstream
 from pipelines.config.block import Block
 from pipelines.config.nearest import did_you_mean, nearest
 from pipelines.config.schema import Config, SourceFields, SubjectFields
@@ -39,7 +40,7 @@ _TRAINER = {
     "report_to": "tracking",
     "disable_tqdm": "the terminal",
     "resume_from_checkpoint": "resume",
-    "trust_remote_code": "always false",
+    "trust_remote_code": "model.remote_code",
     "model_init_kwargs": "model and compute",
     "push_to_hub": "the registry",
     "hub_model_id": "the registry",
@@ -118,6 +119,8 @@ def validate(container: Mapping[str, Any], origin: Origin) -> Config:
     `origin` tells where a dotted key was set (a file of `conf/` or the command line).
     Raises UserError with one line for each mistake.
     """
+    literal.check(container, origin)
+    secrets.watch(container)
     config = check_schema(container, origin)
     given = {path: getattr(config, path.partition(".")[0]).trainer for path in TRAINERS}
     problems = [

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from torch.nn.utils import parametrize
 from transformers import AutoConfig
 
 from pipelines.config.schema import Adapter, Model
 from pipelines.errors import UserError
-from pipelines.policy.base import source
+from pipelines.policy.attaching import dequantized
+from pipelines.policy.base import load_adapter, source
 from pipelines.policy.served import completed, load_served
 
 EXACT = "float32"
@@ -60,16 +59,7 @@ def _attached(settings: Mapping[str, Any], adapter: Path) -> Any:
     served = load_served(exact, adapter)
     if completed(settings)["adapter"]["quantization"] is None:
         return served.model
-    return PeftModel.from_pretrained(_dequantised(served.model.unload()), str(adapter)).eval()
-
-
-def _dequantised(base: Any) -> Any:
-    """A base in 4 bit with the weights that these bits mean."""
-    parametrized: list[Any] = [module for module in base.modules() if parametrize.is_parametrized(module)]
-    for module in parametrized:
-        for name in list(module.parametrizations.keys()):
-            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
-    return base.dequantize().float()
+    return load_adapter(dequantized(served.model.unload()).float(), adapter).eval()
 
 
 def scaled_config(adapter: Path) -> dict[str, Any]:

@@ -165,6 +165,8 @@ def _loading(config: Config, where: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"model.architecture: expected {config.model.architecture}, got {published.architectures}")
     if published.to_dict().get("quantization_config"):
         raise UserError(f"model.id: {config.model.id} is published quantised; grpo.asynchronous trains none of these")
+    if config.model.remote_code is not None:
+        raise UserError("model.remote_code: grpo.asynchronous trains none of the models that bring code of their own")
     settings = {name: value for name, value in where.items() if name != "pretrained_model_name_or_path"}
     architecture = getattr(transformers, config.model.architecture)
     return settings | {"dtype": config.compute.dtype, "use_safetensors": True, "architecture": architecture}

@@ -9,15 +9,15 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from pipelines.policy.base import load_adapter
+
 MERGEABLE = ("LORA", "IA3")  # peft's types whose update is one of weights
 
 
 @contextlib.contextmanager
 def attached(base: Any, adapter: Path) -> Iterator[Any]:
     """The base with the adapter on it, taken off again afterwards."""
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(base, str(adapter)).eval()
+    model = load_adapter(base, adapter).eval()
     try:
         yield model
     finally:
@@ -32,9 +32,7 @@ def merged(base: Any, adapter: Path) -> Any:
     What was trained against 4-bit weights corrects those, not the published ones: they are turned back into the base's
     dtype first, as they are. Raises ValueError for an adapter that is no update of weights.
     """
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(dequantized(base), str(adapter)).eval()
+    model = load_adapter(dequantized(base), adapter).eval()
     kind = str(model.active_peft_config.peft_type.value)
     if kind not in MERGEABLE:
         raise ValueError(f"an adapter of type {kind} is no update of weights")

@@ -1,11 +1,13 @@
 """Base models: pinned to a revision, then loaded from exactly that."""
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines import pickled
 from pipelines.config.modelling import Adapter, Compute, Model
 from pipelines.config.nearest import did_you_mean
 from pipelines.config.paths import resolve
@@ -24,23 +26,67 @@ LIGHT = {(kind, name): "PreTrainedTokenizerFast" for kind in ("qwen3", "qwen3_mo
     for kind in ("qwen2", "qwen3", "qwen3_moe")
     for name in ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 }
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+CODE = (".py",)  # of a checkpoint, which is part of it only where the profile names it
 
 
 def pin(model: Model) -> Model:
     """The profile with `revision` resolved: a Hub commit, or the content hash of a local folder.
 
     Called once at the start of a run; every load afterwards uses what it returns. Raises UserError where the
-    model isn't there or its weights are pickled, Unreachable where the Hub doesn't answer.
+    model isn't there, its weights are pickled, or the code that the profile names isn't that of this revision;
+    Unreachable where the Hub doesn't answer.
     """
     folder = local_folder(model)
     if folder is not None:
-        return model.model_copy(update={"revision": LOCAL + content_hash(folder)})
-    if model.revision and COMMIT.fullmatch(model.revision):
-        return model
-    return model.model_copy(
-        update={"revision": commit_of("model", model.id, model.revision, "model.id", "model.revision")}
-    )
+        revision = LOCAL + content_hash(folder, _trusts(model))
+    elif model.revision and COMMIT.fullmatch(model.revision):
+        revision = model.revision
+    else:
+        revision = commit_of("model", model.id, model.revision, "model.id", "model.revision")
+    pinned = model.model_copy(update={"revision": revision})
+    _check_code(pinned)
+    return pinned
+
+
+def _trusts(model: Model) -> bool:
+    """Whether code that a checkpoint brings may run: where the profile names it, by revision and with a reason."""
+    return model.remote_code is not None
+
+
+def _check_code(model: Model) -> None:
+    """Raises UserError where the code that the profile names is another revision's, or partly elsewhere."""
+    if model.remote_code is None:
+        return
+    if model.remote_code.revision != model.revision:
+        raise UserError(
+            f"model.remote_code.revision: {model.remote_code.revision} was read, but {model.id} is at "
+            f"{model.revision}; read the code of that one and name it"
+        )
+    for name in ("config.json", "tokenizer_config.json"):
+        for place in _flat(_json_file(source(model), name).get("auto_map", {})):
+            if "--" in place:
+                elsewhere = place.partition("--")[0]
+                raise UserError(f"model.remote_code: {name} takes code from {elsewhere}, whose revision nothing pins")
+
+
+def _flat(auto_map: Mapping[str, Any]) -> list[str]:
+    """The places of code that a checkpoint's `auto_map` names; of a tokenizer there are two, or none of them."""
+    held = [value if isinstance(value, list) else [value] for value in auto_map.values()]
+    return [place for places in held for place in places if place]
+
+
+@contextlib.contextmanager
+def _own_code_told(name: str) -> Iterator[None]:
+    """One readable line where transformers would have to run code that a checkpoint brings."""
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise UserError(
+            f"model.id: {name} needs code of its own, which is not run; read it, then name its revision and why in the "
+            "profile: model.remote_code={revision: ..., reason: ...}"
+        ) from None
 
 
 def elsewhere(profile: Model, id: str, revision: str | None) -> Model:
@@ -51,8 +97,11 @@ def elsewhere(profile: Model, id: str, revision: str | None) -> Model:
     from transformers import AutoConfig
 
     local = revision is not None and revision.startswith(LOCAL)
-    model = pin(profile.model_copy(update={"id": id, "revision": None if local else revision}))
-    found = AutoConfig.from_pretrained(**source(model)).architectures or [profile.architecture]
+    named = profile.remote_code if id == profile.id else None  # the code of one model says nothing of another's
+    given = {"id": id, "revision": None if local else revision, "remote_code": named}
+    model = pin(profile.model_copy(update=given))
+    with _own_code_told(id):
+        found = AutoConfig.from_pretrained(**source(model)).architectures or [profile.architecture]
     return model.model_copy(update={"architecture": found[0]})
 
 
@@ -66,12 +115,15 @@ def local_folder(model: Model) -> Path | None:
     return None
 
 
-def content_hash(folder: Path) -> str:
-    """sha256 over the model's files. Raises UserError where weights are missing or pickled."""
-    files = _hashed(folder)
+def content_hash(folder: Path, code: bool = False) -> str:
+    """sha256 over the model's files, with the `code` it brings where that runs.
+
+    Raises UserError where weights are missing or pickled.
+    """
+    files = _hashed(folder, code)
     if not any(name.endswith(".safetensors") for name in files):
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
-        found = f"; {pickled[0]} is pickled, which runs code when loaded, and is refused" if pickled else ""
+        instead = next(pickled.pickled(folder), None)
+        found = f"; {instead.name} is pickled, which runs code when loaded, and is refused" if instead else ""
         raise UserError(f"model.id: {folder} holds no .safetensors weights{found}")
     if "config.json" not in files:
         raise UserError(f"model.id: {folder} holds no config.json")
@@ -83,7 +135,7 @@ def files(model: Model) -> dict[str, str]:
 
     Of a Hub model these are the ones in the Hub's cache at the pinned commit.
     """
-    return _hashed(folder_of(model))
+    return _hashed(folder_of(model), _trusts(model))
 
 
 def folder_of(model: Model) -> Path:
@@ -100,7 +152,9 @@ def folder_of(model: Model) -> Path:
 def check_files(model: Model, expected: Mapping[str, str]) -> None:
     """Raises UserError naming the first file of the model that isn't the one that an adapter was trained on."""
     folder, where = local_folder(model), source(model)
-    found = _hashed(folder) if folder is not None else {name: _hub_hash(where, name) for name in expected}
+    found = (
+        _hashed(folder, _trusts(model)) if folder is not None else {name: _hub_hash(where, name) for name in expected}
+    )
     for name in sorted({*expected, *found}):
         ours, theirs = expected.get(name), found.get(name)
         if ours != theirs:
@@ -113,16 +167,17 @@ def _hub_hash(where: Mapping[str, Any], name: str) -> str | None:
     return file_hash(Path(path)) if path else None
 
 
-def _hashed(folder: Path) -> dict[str, str]:
-    return {name: value for name, value in folder_files(folder).items() if name.endswith(WEIGHTS)}
+def _hashed(folder: Path, code: bool) -> dict[str, str]:
+    kept = (*WEIGHTS, *CODE) if code else WEIGHTS
+    return {name: value for name, value in folder_files(folder).items() if name.endswith(kept)}
 
 
 def source(model: Model) -> dict[str, Any]:
     """The arguments that make a `from_pretrained` call load the pinned files."""
     folder = local_folder(model)
     if folder is not None:
-        return {"pretrained_model_name_or_path": str(folder), "trust_remote_code": False}
-    return {"pretrained_model_name_or_path": model.id, "revision": model.revision, "trust_remote_code": False}
+        return {"pretrained_model_name_or_path": str(folder), "trust_remote_code": _trusts(model)}
+    return {"pretrained_model_name_or_path": model.id, "revision": model.revision, "trust_remote_code": _trusts(model)}
 
 
 def load_tokenizer(model: Model) -> Any:
@@ -164,15 +219,27 @@ def _file(where: Mapping[str, Any], name: str) -> str | None:
     return found
 
 
-def load_tokenizer_from(adapter: Path) -> Any:
-    """The tokenizer and chat template that an adapter was trained with."""
-    return _tokenizer(str(adapter), {"pretrained_model_name_or_path": str(adapter), "trust_remote_code": False})
+def load_tokenizer_from(adapter: Path, model: Model | None = None) -> Any:
+    """The tokenizer and chat template that an adapter was trained with; `model` names its code, if it has some."""
+    trusts = model is not None and _trusts(model)
+    return _tokenizer(str(adapter), {"pretrained_model_name_or_path": str(adapter), "trust_remote_code": trusts})
+
+
+def load_adapter(base: Any, folder: Path, is_trainable: bool = False) -> Any:
+    """The base with the adapter of a folder on it. Raises UserError where that holds pickled or no weights."""
+    from peft import PeftModel
+
+    pickled.check(folder, f"the adapter in {folder}")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise UserError(f"the adapter in {folder}: expected adapter_model.safetensors, found none")
+    return PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable)
 
 
 def _tokenizer(name: str, where: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
-    return _checked(AutoTokenizer.from_pretrained(**where), name)
+    with _own_code_told(name):
+        return _checked(AutoTokenizer.from_pretrained(**where), name)
 
 
 def _checked(tokenizer: Any, name: str) -> Any:
@@ -183,11 +250,24 @@ def _checked(tokenizer: Any, name: str) -> Any:
     return tokenizer
 
 
+@contextlib.contextmanager
+def _weights_told(name: str) -> Iterator[None]:
+    """One readable line where a model on the Hub has no safetensors: what it has instead is pickled."""
+    try:
+        yield
+    except OSError as error:
+        if "safetensors" not in str(error):
+            raise
+        raise UserError(
+            f"model.id: {name} has no .safetensors weights; pickled ones run code and are refused"
+        ) from None
+
+
 def load_base(model: Model, adapter: Adapter, compute: Compute) -> Any:
     """The pinned base model on the configured device, quantised where the adapter asks for it.
 
-    Raises UserError where the machine can't run it, where the checkpoint's class isn't the profile's, or where
-    its files leave a weight unset.
+    Raises UserError where the machine can't run it, where the checkpoint's class isn't the profile's, where it needs
+    code of its own that the profile doesn't name, or where its files leave a weight unset.
     """
     import torch
     import transformers
@@ -199,17 +279,19 @@ def load_base(model: Model, adapter: Adapter, compute: Compute) -> Any:
 
     check_hardware(adapter, compute)
     transformers.utils.logging.disable_progress_bar()
-    settings = AutoConfig.from_pretrained(**source(model))
+    with _own_code_told(model.id):
+        settings = AutoConfig.from_pretrained(**source(model))
     published = settings.to_dict().get("quantization_config")
-    base, report = _architecture(model, settings.architectures or []).from_pretrained(
-        **source(model),
-        use_safetensors=True,
-        dtype=getattr(torch, compute.dtype),
-        attn_implementation=compute.attn_implementation,
-        quantization_config=quantization_config(adapter, published, storage(compute)),
-        device_map=device_map(compute),
-        output_loading_info=True,
-    )
+    with _weights_told(model.id):
+        base, report = _architecture(model, settings.architectures or []).from_pretrained(
+            **source(model),
+            use_safetensors=True,
+            dtype=getattr(torch, compute.dtype),
+            attn_implementation=compute.attn_implementation,
+            quantization_config=quantization_config(adapter, published, storage(compute)),
+            device_map=device_map(compute),
+            output_loading_info=True,
+        )
     if report["missing_keys"]:
         name = sorted(report["missing_keys"])[0]
         raise UserError(f"model.id: the files of {model.id} lack {len(report['missing_keys'])} weights, such as {name}")
@@ -222,7 +304,7 @@ def _architecture(model: Model, found: list[str]) -> Any:
     """The class that the profile names and the checkpoint confirms."""
     import transformers
 
-    cls = getattr(transformers, model.architecture, None)
+    cls = getattr(transformers, model.architecture, transformers.AutoModelForCausalLM if _trusts(model) else None)
     if cls is None:
         known = [name for name in dir(transformers) if name.endswith(("ForCausalLM", "ForConditionalGeneration"))]
         guess = did_you_mean(model.architecture, known)

@@ -15,7 +15,7 @@ from pipelines.product import load as load_product
 
 BASE_FOLDER = "TUNESMITH_BASE_MODEL"  # where the base's files lie on this machine, if not where they were
 LATER: dict[str, dict[str, Any]] = {
-    "model": {},
+    "model": {"remote_code": None},
     "adapter": {"train_shared_experts": False, "train_router": False},
     "compute": {
         "num_processes": 1,
@@ -54,7 +54,6 @@ def completed(settings: Mapping[str, Any]) -> dict[str, Any]:
 def load_served(settings: Mapping[str, Any], adapter: Path) -> Served:
     """Loads the pinned base and the adapter of a version's settings. Raises UserError where files have changed."""
     import torch
-    from peft import PeftModel
 
     settings = completed(settings)
     model = Model.model_validate(settings["model"])
@@ -64,12 +63,12 @@ def load_served(settings: Mapping[str, Any], adapter: Path) -> Served:
     if compute.device == "cuda" and not torch.cuda.is_available():
         compute = compute.model_copy(update={"device": "cpu"})
     product = load_product(adapter)
-    tokenizer = base_models.load_tokenizer_from(product.folder)
+    tokenizer = base_models.load_tokenizer_from(product.folder, model)
     _check(settings, product, tokenizer)
     _check_base(model, settings.get("base_files"))
     base = base_models.load_base(model, Adapter.model_validate(settings["adapter"]), compute)
     return Served(
-        model=PeftModel.from_pretrained(base, str(product.folder)).eval(),
+        model=base_models.load_adapter(base, product.folder).eval(),
         tokenizer=tokenizer,
         template=settings["template"],
         max_new_tokens=settings["max_new_tokens"],

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from pipelines.config.schema import Model
 from pipelines.errors import UserError
-from pipelines.policy.base import local_folder
+from pipelines.policy.base import load_adapter, local_folder
 from pipelines.product import Product
 
 ADAPTER = "default"
@@ -28,7 +28,7 @@ def on_top(base: Any, profile: Model, adapter: Product) -> PeftModel:
             f"the adapter in {adapter.folder} was trained on {trained_on['id']} ({trained_on['revision']}); "
             f"model is {profile.id} ({profile.revision})"
         )
-    return PeftModel.from_pretrained(base, str(adapter.folder), is_trainable=True)
+    return load_adapter(base, adapter.folder, is_trainable=True)
 
 
 def save_start(model: PeftModel, folder: Path) -> None:

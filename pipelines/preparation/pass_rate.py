@@ -7,7 +7,14 @@ from pipelines.config.paths import resolve
 from pipelines.config.schema import Config
 from pipelines.dataset.row import Row
 from pipelines.errors import UserError
-from pipelines.policy.base import load_base, load_tokenizer, load_tokenizer_from, pin, template_switches
+from pipelines.policy.base import (
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    load_tokenizer_from,
+    pin,
+    template_switches,
+)
 from pipelines.preparation.intake import SPLITS
 from pipelines.preparation.pool import Pool
 from pipelines.product import Product, load
@@ -91,6 +98,4 @@ def _load(config: Config) -> tuple[Any, Any]:
     if adapter is None:
         return base.eval(), load_tokenizer(profile)
 
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(base, str(adapter.folder)).eval(), load_tokenizer_from(adapter.folder)
+    return load_adapter(base, adapter.folder).eval(), load_tokenizer_from(adapter.folder, profile)

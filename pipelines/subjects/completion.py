@@ -9,6 +9,7 @@ from typing import Any
 
 from pipelines.dataset.messages import arguments_of
 from pipelines.dataset.row import Message
+from pipelines.secrets import masked
 from pipelines.subjects.subject import Question
 
 OPTIONAL = ("logprobs", "seed")  # an answer is as good without them, so servers may refuse them
@@ -180,8 +181,9 @@ def refusal(content: bytes) -> str:
 
 
 def brief(text: str) -> str:
-    """The text's beginning on one line."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MOST_OF_A_REASON]).split())
+    """The text's beginning on one line, without secrets."""
+    plain = masked(text[: 8 * MOST_OF_A_REASON])[: 4 * MOST_OF_A_REASON]
+    line = " ".join("".join(c if c.isprintable() else " " for c in plain).split())
     return line if len(line) <= MOST_OF_A_REASON else line[: MOST_OF_A_REASON - 3] + "..."
 
 

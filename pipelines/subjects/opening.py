@@ -161,7 +161,7 @@ def _sharing_base(config: Config, planned: Sequence[Planned]) -> Iterator[Subjec
     for one in planned:
         if one.adapter is not None:
             with attached(base, one.adapter) as model:
-                yield _local(config, one, model, load_tokenizer_from(one.adapter))
+                yield _local(config, one, model, load_tokenizer_from(one.adapter, config.model))
 
 
 def _local(config: Config, planned: Planned, model: Any, tokenizer: Any) -> LocalSubject:

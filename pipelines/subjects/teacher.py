@@ -9,7 +9,14 @@ from pipelines.config.block import License
 from pipelines.config.paths import resolve
 from pipelines.config.schema import Config, Model
 from pipelines.errors import Refused, UserError
-from pipelines.policy.base import elsewhere, load_base, load_tokenizer, load_tokenizer_from, template_switches
+from pipelines.policy.base import (
+    elsewhere,
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    load_tokenizer_from,
+    template_switches,
+)
 from pipelines.policy.served import load_served
 from pipelines.policy.vocabulary import probe, rendering_difference
 from pipelines.product import Product, load
@@ -141,10 +148,8 @@ def loaded(config: Config, teacher: Teacher) -> Loaded:
     if teacher.adapter is None:
         return Loaded(base.eval(), load_tokenizer(teacher.model), template)
 
-    from peft import PeftModel
-
-    model = PeftModel.from_pretrained(base, str(teacher.adapter)).eval()
-    return Loaded(model, load_tokenizer_from(teacher.adapter), template)
+    model = load_adapter(base, teacher.adapter).eval()
+    return Loaded(model, load_tokenizer_from(teacher.adapter, teacher.model), template)
 
 
 def scorer(config: Config, teacher: Teacher, tokenizer: Any) -> Distributions:

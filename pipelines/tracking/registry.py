@@ -16,16 +16,17 @@ from mlflow.models import ModelSignature
 from mlflow.tracking import MlflowClient
 from mlflow.types.llm import CHAT_MODEL_INPUT_SCHEMA, CHAT_MODEL_OUTPUT_SCHEMA
 
+from pipelines import pickled
 from pipelines.config.paths import PROJECT
 from pipelines.errors import UserError
 from pipelines.release import seal
 from pipelines.release.carried import carry
 from pipelines.release.pins import pinned
+from pipelines.secrets import masked_values
 from pipelines.tracking.run import fit
 from pipelines.tracking.sending import dataset_of
 
 PACKAGE = PROJECT / "pipelines"
-# What the code of a version imports; of the rest each brings what it needs.
 # What the code of a version imports; of the rest each brings what it needs.
 REQUIRED = (
     "accelerate",
@@ -107,10 +108,13 @@ def log_model(run_id: str, name: str, folder: Path, params: Mapping[str, str]) -
     """The folder, sealed, as a logged model of the run; returns the model's id and the digest of its files."""
     client = MlflowClient()
     experiment = client.get_run(run_id).info.experiment_id
-    model = client.create_logged_model(experiment, name, run_id, params=dict(params), model_type="adapter")
+    model = client.create_logged_model(
+        experiment, name, run_id, params=masked_values(dict(params)), model_type="adapter"
+    )
     described = MlflowModel.load(str(folder))
     described.model_id, described.run_id = model.model_id, run_id
     described.save(str(folder / "MLmodel"))
+    pickled.check(folder, name)
     digest = seal.write(folder)
     client.log_model_artifacts(model.model_id, str(folder))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
@@ -130,8 +134,9 @@ def register(name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> 
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    made = client.create_model_version(name, f"models:/{model_id}", run_id, dict(tags), model_id=model_id)
-    return Version(name, str(made.version), dict(tags))
+    plain: dict[str, str] = masked_values(dict(tags))
+    made = client.create_model_version(name, f"models:/{model_id}", run_id, plain, model_id=model_id)
+    return Version(name, str(made.version), plain)
 
 
 def find(uri: str, field: str = "promote.model") -> Version:
@@ -178,21 +183,23 @@ def contents(version: Version) -> tuple[Path, dict[str, Any]]:
 def files(version: Version) -> Path:
     """The folder of a version, downloaded where it isn't local, checked against its seal.
 
-    Raises UserError naming the file that differs. No code of it may be run there: `copied` is for that.
+    Raises UserError naming the file that differs or is pickled. No code of it may be run there: `copied` is for that.
     """
     folder = Path(mlflow.artifacts.download_artifacts(version.uri))
     seal.check(folder, version.digest, version.uri)
+    pickled.check(folder, version.uri)
     return folder
 
 
 def copied(version: Version, folder: Path) -> Path:
     """The files of a version in a new `folder`, without what running its code has compiled, checked as they lie there.
 
-    Raises UserError naming the file that differs.
+    Raises UserError naming the file that differs or is pickled.
     """
     source = Path(mlflow.artifacts.download_artifacts(version.uri))
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("__pycache__", seal.DOWNLOADED))
     seal.check(folder, version.digest, version.uri)
+    pickled.check(folder, version.uri)
     return folder
 
 
@@ -242,7 +249,7 @@ def point(name: str, alias: str, number: str) -> None:
 def tag(version: Version, values: Mapping[str, object]) -> None:
     """Writes tags onto a version."""
     for key, value in values.items():
-        MlflowClient().set_model_version_tag(version.name, version.number, key, str(value))
+        MlflowClient().set_model_version_tag(version.name, version.number, key, masked_values(str(value), key))
 
 
 def fetch(version: Version, path: str) -> Path:

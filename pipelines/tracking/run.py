@@ -17,12 +17,14 @@ from typing import Any
 
 import mlflow
 import psutil
-from mlflow.entities import RunStatus
+from mlflow.entities import RunStatus, RunTag
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 
 from pipelines.errors import Refused, Stopped
 from pipelines.progress import say
+from pipelines.secret_kinds import MASK
+from pipelines.secrets import masked, masked_values
 from pipelines.tracking.kept import Kept, goes_on, renew
 from pipelines.tracking.machine import Machine
 from pipelines.tracking.sending import Entry, Unsent, answering, send, tag_of
@@ -30,6 +32,7 @@ from pipelines.tracking.source import source_tags
 from pipelines.tracking.spool import Sender, Spool, send_left
 
 UNFIT = re.compile(r"[^\w\-. :/]")  # what MLflow refuses in a metric's name, and a user's own name may hold
+REVOKE = "delete the run (mlflow gc --run-ids) and revoke the secret"
 PATIENCE_OF_A_FAILURE_S = 10.0  # whoever sent SIGTERM may kill after half a minute
 
 
@@ -90,6 +93,8 @@ class Run:
         return self.sender.flush(patience_s) if self.sender else 0
 
     def _log(self, entry: Entry) -> None:
+        """Keeps or sends an entry, without secrets: what lies in a file until it is sent has none either."""
+        entry = _without_secrets(entry)
         if self.spool is None:
             with answering():
                 send(self.id, [entry])
@@ -136,7 +141,7 @@ def started(name: str, tags: Mapping[str, str], kept: Kept | None = None) -> Ite
     where the tracking server is away: what wasn't sent is kept, and the run left for the next start to end.
     """
     with answering():
-        run_id = _opened(name, kept)
+        run_id = _opened(masked(name), kept)
     status: int | None = RunStatus.FAILED
     with contextlib.ExitStack() as stack:
         run = _spooled(run_id, kept, stack) if kept else Run(run_id)
@@ -171,8 +176,10 @@ def _opened(name: str, kept: Kept | None) -> str:
     again = earlier if earlier and not given and goes_on(earlier, name) else None
     if again:
         client.log_batch(again, tags=owner)  # running again under a dead owner it would be ended as an orphan
-    run_id = str(mlflow.start_run(run_id=again, run_name=name, nested=parent is not None).info.run_id)
-    client.log_batch(run_id, tags=[*owner, *([tag_of("mlflow.runName", name)] if given else [])])
+    run = mlflow.start_run(run_id=again, run_name=name, nested=parent is not None)
+    run_id = str(run.info.run_id)
+    named = [tag_of("mlflow.runName", name), *_plain_again(run)] if given else []
+    client.log_batch(run_id, tags=[*owner, *named])
     if kept:
         starts = kept.remember(run_id)
         if len(starts) > 1:
@@ -180,6 +187,18 @@ def _opened(name: str, kept: Kept | None) -> str:
         elif earlier:
             client.set_tag(run_id, "resumed_from", earlier)
     return run_id
+
+
+def _plain_again(run: mlflow.ActiveRun) -> list[RunTag]:
+    """Tags of what `mlflow run` recorded before this process began, without the secrets in them.
+
+    Parameters can't be written over: the user is told.
+    """
+    for name, value in run.data.params.items():
+        if masked_values(value, name) != value:
+            say(f"run {run.info.run_id}: `mlflow run` has recorded a secret in its parameter {name}; {REVOKE}")
+    had = run.data.tags
+    return [tag_of(name, value) for name, value in had.items() if masked_values(value, name) != value]
 
 
 def _spooled(run_id: str, kept: Kept, stack: contextlib.ExitStack) -> Run:
@@ -285,6 +304,14 @@ def _restore(client: MlflowClient, experiments: list[str]) -> None:
             client.set_terminated(run.info.run_id, status, run.info.end_time)
 
 
+def _without_secrets(entry: Entry) -> Entry:
+    plain: dict[str, Any] = masked_values(entry)
+    if "values" in plain:  # MLflow's names hold no angle brackets
+        held = plain["values"].items()
+        plain["values"] = {UNFIT.sub("_", name) if MASK in name else name: value for name, value in held}
+    return plain | {"path": entry["path"]} if "path" in entry else plain
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted names of the leaves of nested mappings."""
     flat: dict[str, Any] = {}
@@ -298,7 +325,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def fit(values: Mapping[str, float]) -> dict[str, float]:
     """The values under names that MLflow takes."""
-    return {UNFIT.sub("_", name): float(value) for name, value in values.items()}
+    return {UNFIT.sub("_", masked(name)): float(value) for name, value in values.items()}
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -20,6 +20,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_LOGGED_ARTIFACTS
 
 from pipelines.errors import Unreachable
+from pipelines.secret_kinds import MASK
+from pipelines.secrets import masked, masked_values
 
 Entry = Mapping[str, Any]
 
@@ -74,12 +76,12 @@ def answering(kept: str = "") -> Iterator[None]:
 
 def short(error: Exception) -> str:
     """The first line of what a call said, of bearable length."""
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return masked(str(error)).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def tag_of(name: str, value: object) -> RunTag:
-    """A tag with as much of its value as MLflow takes."""
-    return RunTag(name, str(value)[:TAG_LIMIT])
+    """A tag with as much of its value as MLflow takes, without secrets."""
+    return RunTag(masked(name).replace(MASK, "_masked_"), str(masked_values(str(value), name))[:TAG_LIMIT])
 
 
 def dataset_of(name: str, place: Path | str, digest: str) -> MetaDataset:

@@ -11,6 +11,7 @@ from typing import Any
 from pipelines.config.schema import Sandbox, Task
 from pipelines.dataset.row import Row
 from pipelines.errors import UserError
+from pipelines.secrets import masked
 from pipelines.tasks import resolve_verify
 from pipelines.tasks.verdict import Verdict, VerifierFailed, Verify
 from pipelines.verification.frames import receive, send
@@ -36,24 +37,24 @@ def serve(connection: socket.socket, task: Task, sandbox: Sandbox, name: str | N
 def refusal(error: BaseException) -> dict[str, Any]:
     """Why there is no verify: a user's mistake as it reads, anything else with its traceback's end."""
     if isinstance(error, UserError):
-        return {"mistake": str(error)}
-    return {"broken": "".join(traceback.format_exception(error)[-6:])}
+        return {"mistake": masked(str(error))}
+    return {"broken": masked("".join(traceback.format_exception(error)[-6:]))}
 
 
 def _answer(verify: Verify, completion: str, row: Row) -> dict[str, Any]:
     try:
         verdict = verify(completion, row)
     except UserError as error:  # a row or a configuration that can't be judged: the same for every answer
-        return {"mistake": str(error)}
+        return {"mistake": masked(str(error))}
     except MemoryError:
         return {"failure": "memory"}
     except VerifierFailed as error:
-        return {"failure": f"failed: {str(error)[:SHOWN]}"}
+        return {"failure": f"failed: {masked(str(error))[:SHOWN]}"}
     except Exception as error:  # noqa: BLE001  # an error of the verifier says nothing of the answer: a failure, counted
-        last = traceback.format_exception_only(error)[-1].strip()
+        last = masked(traceback.format_exception_only(error)[-1].strip())
         return {"failure": f"error: {last[:SHOWN]}"}
     if not _is_verdict(verdict):
-        return {"failure": f"error: returned {repr(verdict)[:SHOWN]}, expected a Verdict"}
+        return {"failure": f"error: returned {masked(repr(verdict))[:SHOWN]}, expected a Verdict"}
     return {"correct": verdict.correct, "parsed": verdict.parsed}
 
 
