@@ -54,7 +54,7 @@ VENDORED := llama_cpp_python-$(LLAMA)/vendor/llama.cpp
 	@echo "installing llama.cpp (built from source where pip's cache has no wheel: some minutes)"
 	@test -x .venv-gguf/bin/python || $(PYTHON) -m venv .venv-gguf
 	@CMAKE_ARGS=-DLLAVA_BUILD=OFF .venv-gguf/bin/python -m pip install --quiet --disable-pip-version-check -r $<
-	@.venv-gguf/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+	@.venv-gguf/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary llama-cpp-python \
 		--dest .venv-gguf/source llama_cpp_python==$(LLAMA)
 	@tar xzf .venv-gguf/source/llama_cpp_python-$(LLAMA).tar.gz -C .venv-gguf --strip-components=2 \
 		$(addprefix $(VENDORED)/,conversion convert_hf_to_gguf.py convert_lora_to_gguf.py gguf-py LICENSE)

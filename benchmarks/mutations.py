@@ -31,6 +31,8 @@ Kind = Literal["misspelled", "wrong type", "outside"]
 OWN_NAMES = (
     "task.sources",
     "gate.rules",
+    "gate.compare",
+    "gate.exports",
     "evaluate.subjects",
     "evaluate.harness.data",
     "evaluate.harness.data.gsm8k",

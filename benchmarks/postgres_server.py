@@ -75,7 +75,9 @@ class Postgres:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         if self._process is not None:
-            self._process.send_signal(signal.SIGINT)  # PostgreSQL's fast way down
+            # PostgreSQL's fast way down. `runuser`, which started it, doesn't pass the signal on.
+            number = (self.folder / "data/postmaster.pid").read_text(encoding="utf-8").split()[0]
+            os.kill(int(number), signal.SIGINT)
             self._process.wait()
 
     def sql(self, text: str, database: str = "mlflow") -> int:

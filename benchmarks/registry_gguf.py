@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.flow import ACCURACY_ONLY, about
-from benchmarks.measure import succeeded, weigh
+from benchmarks.flow import about, run_stages
 from pipelines import apart
 from pipelines.config.paths import PROJECT
 
@@ -23,14 +22,10 @@ def measure(temporary: Path) -> dict[str, Any]:
     `gguf_identical` is true where all are the same, else the share of rows. Makes .venv-gguf where it isn't there.
     """
     _environment()
-    words = [f"paths.{name}={temporary / name}" for name in ("rows", "adapters", "outputs")]
-    words += [f"sft.trainer.max_steps={STEPS}", f"evaluate.max_rows={ROWS}", *ACCURACY_ONLY]
-    store = {"MLFLOW_TRACKING_URI": f"sqlite:///{temporary / 'mlflow.db'}"}
-    asked = f"forms=[{','.join(FORMS)}]", f"identity_rows={ROWS}"
-    for stage, more in (("finetune", ("flow=[prepare,sft,evaluate,package]",)), ("export", asked)):
-        _say(f"{stage} of the default model")
-        command = [sys.executable, "-m", "pipelines", stage, *words, *more]
-        succeeded(weigh(command, PROJECT, store, temporary / f"{stage}.log"))
+    words = [f"sft.trainer.max_steps={STEPS}", f"evaluate.max_rows={ROWS}"]
+    words += [f"export.forms=[{','.join(FORMS)}]", f"export.identity_rows={ROWS}"]
+    _say("training an adapter of the default model and exporting it")
+    run_stages(temporary, words, ("prepare", "sft", "evaluate", "package", "export"))
     forms = about(temporary / "outputs" / "export")["forms"]
     whole = forms["gguf"]["identity"]
     same = whole["equal"] == whole["rows"]

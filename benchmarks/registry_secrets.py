@@ -107,9 +107,7 @@ class Planted:
             f"task.sources.train.path={self.seen}/train.jsonl",
             f"task.sources.heldout.path={self.seen}/heldout.jsonl",
             f"task.card={self.seen}/card.yaml",
-            # Named by the configuration, so its value is secret; by a form that is masked in records.
-            "teacher.api_key=env:OF_THE_ENDPOINT",
-            f"task.instruction='Log in with {self.secrets['assignment']}'",
+            "teacher.api_key=env:OF_THE_ENDPOINT",  # which makes its value a secret
             "verifier.max_failed=0.9",
             "prepare.validation_share=0.2",
             f"model.id={self.seen}/model",
@@ -175,6 +173,7 @@ def _mistakes(world: Planted) -> None:
         f"task.sources.train.path={json.dumps(secrets['signed_url'])}",
         f"+evaluate.subjects.api={{kind: endpoint, model: m, at: {json.dumps(secrets['basic_auth_url'])}}}",
         f"teacher.api_key={secrets['openai']}",
+        f"task.instruction='Log in with {secrets['assignment']}'",
         f"tracking.uri={secrets['database_url']}",
         f"{secrets['github']}",
         f"model.id={secrets['hugging_face']}",

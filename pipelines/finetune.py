@@ -61,10 +61,10 @@ def _place(config: Config) -> Path:
 
 
 def _summary(made: dict[str, Product]) -> str:
-    scores, version = made["scores"].about, made["version"].about
+    scores, decision = made["scores"].about, made["decision"].about
     by_subject = {name: scores["subjects"][name].get(ACCURACY) for name in (scores["reference"], scores["candidate"])}
     told = " -> ".join("unjudged" if value is None else f"{value:.1%}" for value in by_subject.values())
     return (
         f"finetune: held-out accuracy {told} on {scores['metrics'][IN_SCOPE]:,.0f} rows; "
-        f"models:/{version['name']}/{version['version']} is {made['decision'].about['alias']}"
+        f"models:/{decision['name']}/{decision['version']} is {decision['alias']}"
     )

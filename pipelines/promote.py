@@ -1,69 +1,62 @@
-"""version + gate -> alias moved, or a refusal on record."""
+"""version + gate -> its bytes in the target and the alias moved, or a refusal on record."""
 
-import json
-import math
-import operator
-from dataclasses import asdict, dataclass
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from pipelines.config.gating import Gate, Rule
 from pipelines.config.schema import Config
-from pipelines.errors import Refused
+from pipelines.errors import Refused, UserError
 from pipelines.product import Product
 from pipelines.progress import say
-from pipelines.tracking import registry
+from pipelines.release import gate, suffixes
+from pipelines.release.decision import FILE, Decision
+from pipelines.release.evidence import Evidence
+from pipelines.release.ruling import Ruling
+from pipelines.tracking import judged, moves, registry
+from pipelines.tracking.copying import Registry
 from pipelines.tracking.registry import Version
 from pipelines.tracking.run import Run
+from pipelines.tracking.who import signed
 
-SIGNS = {"at_least": ">=", "at_most": "<=", "above": ">"}
-BOUNDS = {"at_least": operator.ge, "at_most": operator.le, "above": operator.gt}
-LARGEST = 1e300  # MLflow stores an infinite metric as 1.8e308
-
-
-@dataclass(frozen=True)
-class Ruling:
-    """One rule applied: the value found (None where there is none), and whether it passes."""
-
-    name: str
-    metric: str
-    asked: str
-    found: float | None
-    passed: bool
-    reason: str
-
-    def __str__(self) -> str:
-        shown = "missing" if self.found is None else f"{self.found:.4f}"
-        return f"{'pass' if self.passed else 'FAIL'}  {self.name}: {self.metric} = {shown}, asked {self.asked}"
+NOBODY = 0  # in promote.expect
 
 
 def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dict[str, Any]:
-    """Moves the alias where every rule passes; records the decision either way. Raises Refused."""
+    """Copies the version and moves the alias where every rule passes; records the decision either way.
+
+    Raises Refused.
+    """
     made = inputs["version"].about if "version" in inputs else None
-    version = registry.named(config.promote.model, "promote.model", made)
-    scores = json.loads(registry.fetch(version, "artifacts/scores.json").read_text(encoding="utf-8"))
-    rulings = [judge(name, rule, scores["metrics"]) for name, rule in config.gate.rules.items()]
-    rulings += teachers_ruling(config.gate, version)
-    passed = all(ruling.passed for ruling in rulings)
-    decision = {
-        "model": version.uri,
-        "gate": config.gate.name,
-        "alias": config.promote.to,
-        "passed": passed,
-        "previous": registry.holder(version.name, config.promote.to),
-        "rules": [asdict(ruling) for ruling in rulings],
-    }
-    run.data(json.dumps(decision, indent=2) + "\n", "decision.json")
-    registry.tag(version, _tags(decision, rulings, run.id))
-    for ruling in rulings:
-        say(f"  {ruling}")
-    if not passed:
-        failed = ", ".join(ruling.name for ruling in rulings if not ruling.passed)
-        raise Refused(f"{version.uri} is not promoted to {config.promote.to}: gate {config.gate.name} fails {failed}")
-    registry.point(version.name, config.promote.to, version.number)
-    say(f"  {version.uri} is now {version.name}@{config.promote.to}")
-    (work / "decision.json").write_text(json.dumps(decision, indent=2) + "\n", encoding="utf-8")
-    return {"name": version.name, "version": version.number, "alias": config.promote.to}
+    source = registry.named(config.promote.model, "promote.model", made)
+    asked, there = config.promote, Registry(config.promote.registry)
+    name = asked.name or source.name
+    told = signed(run.id, asked.reason)
+    incumbent = moves.settled(there.client, name, asked.to, told)
+    decision = Decision(
+        model=source.uri,
+        target=f"models:/{name}@{asked.to}",
+        gate=config.gate.name,
+        incumbent=incumbent,
+        forced=asked.reason if asked.force else None,
+        signed=told,
+        registry=asked.registry,
+    )
+    with tempfile.TemporaryDirectory(prefix="tunesmith-") as temporary:
+        folder = _sound(source, Path(temporary) / "files", decision)
+        if folder is not None:
+            decision.digest = source.digest
+            decision.rulings += gate.judge(
+                config.gate, judged.evidence(source, folder), _incumbent(config, there, name, incumbent, temporary)
+            )
+        _expected(asked.expect, decision)
+        for ruling in decision.rulings:
+            say(f"  {ruling}")
+        if folder is None or not decision.is_yes:
+            _refuse(decision, source, run)
+        copy = there.copied(name, folder, source)
+    _moved(there, source, copy, decision, run)
+    (work / FILE).write_text(decision.as_json(), encoding="utf-8")
+    return {"name": name, "version": copy.number, "alias": asked.to, "registry": asked.registry}
 
 
 def unneeded(config: Config) -> tuple[str, ...]:
@@ -75,30 +68,77 @@ def is_current(config: Config, found: Product) -> bool:
     """Whether the alias still points where this decision moved it; a model named by URI is judged every time."""
     if config.promote.model:
         return False
-    return registry.holder(found.about["name"], found.about["alias"]) == found.about["version"]
+    client = Registry(found.about["registry"]).client
+    return moves.holder_of(client, found.about["name"], found.about["alias"]) == found.about["version"]
 
 
-def judge(name: str, rule: Rule, metrics: dict[str, float]) -> Ruling:
-    """A metric that is missing or not finite fails its rule."""
-    value = metrics.get(rule.metric)
-    usable = value is not None and math.isfinite(value) and abs(value) < LARGEST
-    passed = usable and BOUNDS[rule.bound](value or 0.0, rule.value)
-    return Ruling(name, rule.metric, f"{SIGNS[rule.bound]} {rule.value:g}", value, bool(passed), rule.reason)
+def _sound(source: Version, folder: Path, decision: Decision) -> Path | None:
+    """The version's files in `folder`; None, and a ruling that says why, where they aren't those registered."""
+    try:
+        folder = Registry().download(source, folder)
+        suffixes.check(folder, source.uri)
+    except UserError as error:
+        reason = "what was evaluated and what runs are the same bytes, and reading them runs nothing"
+        decision.rulings.append(Ruling("integrity", "seal.json", "every file as registered", str(error), False, reason))
+        return None
+    return folder
 
 
-def teachers_ruling(gate: Gate, version: Version) -> list[Ruling]:
-    """Whether the licences of all that the version learnt from are among those that the gate allows."""
-    allowed, found = gate.teacher_licenses, version.tags.get("teachers.licenses", "")
-    if allowed is None or not found:
-        return []
-    named = found.split(", ")
-    refused = [name for name in named if name not in allowed]
-    asked = f"<= 0, outside {', '.join(allowed)}" + (f"; got {', '.join(refused)}" if refused else "")
-    reason = "what a teacher wrote may be learnt from only as its licence allows"
-    return [Ruling("teacher_licenses", "licences of teachers", asked, float(len(refused)), not refused, reason)]
+def _incumbent(config: Config, there: Registry, name: str, number: str | None, temporary: str) -> Evidence | None:
+    """Who holds the alias, read only where the gate compares with it."""
+    if number is None or not any(rule.against == "incumbent" for rule in config.gate.compare.values()):
+        return None
+    version = there.find(name, number)
+    try:
+        folder = there.download(version, Path(temporary) / "incumbent")
+    except UserError as error:
+        say(f"  {error}")
+        folder = Path(temporary) / "nothing"
+    return judged.evidence(version, folder)
 
 
-def _tags(decision: dict[str, Any], rulings: list[Ruling], run_id: str) -> dict[str, str]:
-    tags = {f"gate.{ruling.name}": str(ruling) for ruling in rulings}
-    result = f"promoted to {decision['alias']}" if decision["passed"] else f"refused for {decision['alias']}"
-    return tags | {"gate.result": result, "gate.policy": decision["gate"], "gate.run": run_id}
+def _expected(expect: int | None, decision: Decision) -> None:
+    """A ruling, where the caller says who must hold the alias and someone else does."""
+    wanted = None if expect in (None, NOBODY) else str(expect)
+    if expect is not None and wanted != decision.incumbent:
+        decision.rulings.append(_race(decision.target, wanted, decision.incumbent))
+
+
+def _race(target: str, wanted: str | None, found: str | None) -> Ruling:
+    reason = "a decision that rests on another holder is no decision about this one"
+    return Ruling("race", f"holder of {target}", wanted or "nobody", found or "nobody", False, reason)
+
+
+def _moved(there: Registry, source: Version, copy: Version, decision: Decision, run: Run) -> None:
+    """Moves the alias to the copy and says so on both versions. Raises Refused where another promoter was first."""
+    decision.copy = copy.uri
+    # On record before the alias moves: nothing is ever served that no run accounts for.
+    run.data(decision.as_json(), FILE)
+    if decision.incumbent != copy.number:
+        about = {
+            "alias": decision.alias,
+            "from": decision.incumbent,
+            "to": copy.number,
+            "kind": "forced" if decision.is_overruled else "promote",
+            "digest": source.digest,
+            **decision.signed,
+        }
+        try:
+            moves.move(there.client, copy.name, about)
+        except moves.Lost as lost:
+            holder = moves.holder_of(there.client, copy.name, decision.alias)
+            decision.rulings.append(_race(decision.target, decision.incumbent, holder))
+            say(f"  {lost}")
+            _refuse(decision, source, run)
+    there.tag(copy, decision.tags(), "gate.")
+    if (decision.registry, copy.uri) != (None, source.uri):
+        Registry().tag(source, decision.tags(), "gate.")
+    say(f"  {copy.uri}, the bytes of {source.uri}, is now {copy.name}@{decision.alias}")
+
+
+def _refuse(decision: Decision, source: Version, run: Run) -> NoReturn:
+    """Puts the refusal on record. Raises Refused."""
+    run.data(decision.as_json(), FILE)
+    Registry().tag(source, decision.tags(), "gate.")
+    named = ", ".join(decision.failed)
+    raise Refused(f"{source.uri} is not promoted to {decision.alias}: gate {decision.gate} fails {named}")

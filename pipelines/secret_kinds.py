@@ -39,11 +39,10 @@ _PARAMETERS = (
 
 @dataclass(frozen=True)
 class Kind:
-    """A form of secrets; the group `kept` of its pattern stays. `certain`: nothing else looks like it."""
+    """A form of secrets; the group `kept` of its pattern stays."""
 
     name: str
     pattern: re.Pattern[str]
-    certain: bool = True
 
 
 def _certain(name: str, *patterns: str) -> Kind:
@@ -51,7 +50,7 @@ def _certain(name: str, *patterns: str) -> Kind:
 
 
 def _likely(name: str, *patterns: str) -> Kind:
-    return Kind(name, re.compile("".join(patterns), re.IGNORECASE), certain=False)
+    return Kind(name, re.compile("".join(patterns), re.IGNORECASE))
 
 
 def _token(name: str, *patterns: str) -> Kind:
@@ -113,7 +112,6 @@ _NAMED = (
         re.compile(
             r"(?P<kept>\b[Bb]asic\s+)(?=[^\s]{0,60}[A-Z0-9=])[A-Za-z0-9+/]{12,}={0,2}(?![A-Za-z0-9+/=])",
         ),
-        certain=False,
     ),
     _likely(
         "a Weights & Biases key",

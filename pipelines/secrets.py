@@ -44,8 +44,8 @@ def masked_values(value: Any, name: str = "") -> Any:
 
 
 def found(text: str) -> str | None:
-    """What kind of secret the text certainly holds; None where it holds none."""
-    kind = next((kind.name for kind in KINDS if kind.certain and kind.pattern.search(text)), None)
+    """What kind of secret the text holds; None where it holds none."""
+    kind = next((kind.name for kind in KINDS if kind.pattern.search(text)), None)
     known = _environment()
     if kind is None and known is not None and known.search(text):
         return "the value of a secret environment variable"

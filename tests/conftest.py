@@ -23,6 +23,8 @@ limits: Six intents and six queries of each.
 version: "1"
 date: "2026-11-26"
 """
+# What versions must show that package doesn't record yet.
+OPEN = ("gate.parity=false", "gate.contamination=null", "gate.evaluation.max_age_days=null")
 INTENTS = ("card_arrival", "exchange_rate", "age_limit", "change_pin", "lost_or_stolen_card", "transfer_timing")
 
 
@@ -106,9 +108,13 @@ class World:
             f"package.registered_model={self.folder.name}",
             # The model is random and trains for seconds: the gate asks what it can show.
             "gate.rules.accuracy.value=0.0",
-            "gate.rules.better_than_base.value=-1.0",
+            "gate.compare.better_than_base.ask=non_inferior",
+            "gate.compare.better_than_base.margin=0.99",
+            "gate.compare.as_good_as_incumbent.margin=0.99",
             "gate.rules.declines.value=0.0",
             "gate.rules.over_refusal.value=1.0",
+            "gate.licenses.data=[unknown]",
+            *OPEN,
         ]
 
     def run(self, stage: str, *overrides: str) -> int:

@@ -418,7 +418,7 @@ def test_a_flow_of_generate_and_distill_registers_whom_it_learnt_from(
     assert {row.completion[0]["content"] for row in read_rows(manifest.parent / "train.jsonl")} >= {"age_limit"}
     assert world.run("sft", f"sft.rows={written.folder}") == 0  # rows like any other
     capsys.readouterr()
-    assert world.run("finetune", *flow, "gate.teacher_licenses=[CC0-1.0]") == 3
+    assert world.run("finetune", *flow, "gate.licenses.teachers=[CC0-1.0]") == 3
     assert "teacher.license: gate staging allows teachers under CC0-1.0, and this one's is MIT" in (
         capsys.readouterr().err
     )

@@ -192,7 +192,7 @@ def test_a_spending_limit_ends_training_with_what_there_is(
             "teacher.kind: distill.method cross_tokenizer needs a teacher",
         ),
         (["distill.trainer.max_completion_length=500"], "of prompt and answer (HTTP 400: This model's maximum"),
-        (["gate.teacher_licenses=[CC0-1.0]"], "teacher.license: gate staging allows teachers under CC0-1.0"),
+        (["gate.licenses.teachers=[CC0-1.0]"], "teacher.license: gate staging allows teachers under CC0-1.0"),
         ([f"distill.top_k={ALL + 1}"], "distill.top_k: "),
     ],
 )

@@ -65,7 +65,7 @@ def test_every_subject_has_a_run_of_its_own_and_the_candidate_the_stages(finishe
 def test_the_logged_model_has_the_metrics_with_the_data_set(finished: World) -> None:
     mlflow.set_tracking_uri(finished.store)
     found = scores(finished)
-    version = registry.find(f"models:/{finished.folder.name}@staging")
+    version = registry.find(f"models:/{finished.folder.name}@candidate")
     model = mlflow.get_logged_model(str(registry.logged_model(version)))
     by_name = {metric.key: metric for metric in model.metrics}
     accuracy = by_name["eval/correctness/accuracy"]

@@ -124,7 +124,9 @@ def test_second_flow_reuses_every_stage_and_says_so(finished: World, capsys: pyt
     assert output.count(": reused from run ") == len(STAGES)
     assert f"sft: reused from run {before.run_id}" in output
     versions = MlflowClient().search_model_versions(f"name = '{finished.folder.name}'")
-    assert len(versions) == 1
+    # What package made, and what promote copied.
+    assert len([one for one in versions if one.tags["adapter.digest"] == before.digest]) >= 2
+    assert sorted(one.version for one in versions if one.run_id) == [1]
 
 
 def test_a_changed_setting_makes_only_what_depends_on_it(finished: World, tmp_path: Path) -> None:
@@ -135,13 +137,18 @@ def test_a_changed_setting_makes_only_what_depends_on_it(finished: World, tmp_pa
 
 
 def test_another_adapter_becomes_the_next_version_and_takes_the_alias(world: World) -> None:
-    for steps, number in ((2, 1), (3, 2)):
+    for steps, number in ((2, 1), (3, 3)):
         assert world.run("finetune", f"sft.trainer.max_steps={steps}") == 0
         mlflow.set_tracking_uri(world.store)
-        for alias in ("staging", "candidate"):
-            assert int(MlflowClient().get_model_version_by_alias(world.folder.name, alias).version) == number
-        version = MlflowClient().get_model_version(world.folder.name, str(number))
-        assert version.tags["gate.result"] == "promoted to staging"
+        made = MlflowClient().get_model_version_by_alias(world.folder.name, "candidate")
+        staged = MlflowClient().get_model_version_by_alias(world.folder.name, "staging")
+        assert (int(made.version), int(staged.version)) == (number, number + 1)
+        assert staged.tags["release.copy_of"] == f"models:/{world.folder.name}/{number}"
+        for version in (made, staged):
+            assert MlflowClient().get_model_version(version.name, version.version).tags["gate.result"] == (
+                "promoted to staging"
+            )
+    assert int(MlflowClient().get_model_version_by_alias(world.folder.name, "staging-previous").version) == 2
 
 
 def test_same_inputs_give_the_same_digests(finished: World, world: World) -> None:

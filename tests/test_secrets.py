@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.registry_secrets_planted import PATTERNED, core, planted
-from pipelines.config.compose import as_yaml, compose
+from pipelines.config.compose import as_yaml, compose, load_resolved
 from pipelines.config.paths import PROJECT
 from pipelines.errors import UserError
 from pipelines.masking import Masking
@@ -200,13 +200,10 @@ def test_a_secret_variable_in_a_configuration_is_refused(variable: str, monkeypa
         compose(["task.instruction='say Tr0ub4dor'"])
 
 
-def test_what_a_record_lacks_is_not_taken_for_a_value(tmp_path: Path) -> None:
-    """A weak form isn't refused; the record has none of it, and can't be mistaken for the configuration."""
-    from pipelines.config.compose import load_resolved
-
-    composed = compose(['task.instruction="log in with password=hunter22"'])
-    assert "hunter22" in str(composed.config.task.instruction)
-    assert "hunter22" not in as_yaml(composed.config)
+def test_what_a_record_lacks_is_not_taken_for_a_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed = compose(["task.instruction='say Tr0ub4dor'"])
+    monkeypatch.setenv("BILLING_PASSWORD", "Tr0ub4dor")  # only now is it known for a secret
+    assert "Tr0ub4dor" not in as_yaml(composed.config)
     (tmp_path / "config.yaml").write_text(as_yaml(composed.config))
     with pytest.raises(UserError, match=r"task\.instruction: a secret was taken out here when this was recorded"):
         load_resolved(str(tmp_path / "config.yaml"))
@@ -214,7 +211,7 @@ def test_what_a_record_lacks_is_not_taken_for_a_value(tmp_path: Path) -> None:
 
 def test_kinds_are_named() -> None:
     assert found(f"x {SECRETS['anthropic']}") == "an Anthropic key"
-    assert found("password=hunter22") is None
+    assert found("password=hunter22") == "a password"
     assert found("nothing") is None
 
 

@@ -63,11 +63,11 @@ def find(config: Config) -> Teacher:
     could never be promoted.
     """
     found = _named(config)
-    allowed = config.gate.teacher_licenses
+    allowed = config.gate.licenses.teachers
     if allowed is not None and found.license["id"] not in allowed:
         raise Refused(
             f"teacher.license: gate {config.gate.name} allows teachers under {', '.join(allowed) or 'no licence'}, and "
-            f"this one's is {found.license['id']}; see gate.teacher_licenses"
+            f"this one's is {found.license['id']}; see gate.licenses.teachers"
         )
     return found
 

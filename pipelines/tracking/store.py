@@ -33,12 +33,13 @@ def open_store(tracking: Tracking) -> None:
         uri = _absolute(uri)
         create_database(uri)
     elif uri.startswith(("http://", "https://")):
-        _knock(uri)
+        knock(uri)
     os.environ["MLFLOW_TRACKING_URI"] = uri
     mlflow.set_tracking_uri(uri)
     # A run that `mlflow run` opened belongs to its experiment already; choosing another is an error there.
     if "MLFLOW_RUN_ID" not in os.environ:
-        mlflow.set_experiment(experiment_id=_experiment(tracking.experiment, uri))
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", tracking.experiment)
+        mlflow.set_experiment(experiment_id=experiment(name, MlflowClient()))
 
 
 def create_database(uri: str) -> None:
@@ -81,8 +82,8 @@ def _absolute(uri: str) -> str:
     return f"sqlite:///{path if path.is_absolute() else PROJECT / path}"
 
 
-def _knock(uri: str) -> None:
-    """MLflow itself retries an absent server for minutes before it says so."""
+def knock(uri: str, field: str = "tracking.uri") -> None:
+    """MLflow itself retries an absent server for minutes before it says so. Raises Unreachable naming the field."""
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=SECONDS_TO_ANSWER):
             return
@@ -90,13 +91,13 @@ def _knock(uri: str) -> None:
         return  # it answers; whether it lets us in, MLflow's own call tells
     except (urllib.error.URLError, TimeoutError, OSError) as error:
         reason = getattr(error, "reason", error)
-        raise Unreachable(f"tracking.uri: no MLflow server answers at {uri}: {reason}") from None
+        raise Unreachable(f"{field}: no MLflow server answers at {uri}: {reason}") from None
 
 
-def _experiment(name: str, uri: str) -> str:
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", name)
-    client = MlflowClient()
+def experiment(name: str, client: MlflowClient) -> str:
+    """The id of the experiment of that name, made where the store has none."""
     if found := client.get_experiment_by_name(name):
         return str(found.experiment_id)
+    uri = client.tracking_uri
     root = Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / name if uri.startswith("sqlite:") else None
     return str(client.create_experiment(name, artifact_location=root.as_uri() if root else None))

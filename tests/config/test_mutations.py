@@ -21,7 +21,10 @@ ALL = list(mutations())
 # A prime, so that the sample steps through files, keys and kinds alike.
 EVERY = 53
 # What a user's own names stand below: they can't be misspelled.
-OWN = (("sources",), ("rules",), ("subjects",), ("harness", "data"), ("harness", "data", "gsm8k"))
+OWN = (
+    *(("sources",), ("rules",), ("compare",), ("exports",), ("subjects",)),
+    *(("harness", "data"), ("harness", "data", "gsm8k")),
+)
 BOUNDS = ("enum", "pattern", "minLength", "minItems", "minProperties", "minimum", "exclusiveMinimum", "maximum")
 
 
@@ -92,6 +95,7 @@ def test_every_value_outside_is_tried() -> None:
 
 
 NAMES = {"sources.*": "sources.banking77_train", "subjects.*": "subjects.champion", "benchmarks.*": "benchmarks.mine"}
+NAMES |= {"exports.*": "exports.mine"}
 
 
 def named(pattern: str) -> str:
@@ -109,6 +113,8 @@ OPTIONAL = {
         "prepare.contamination.benchmarks.*.path",
         "prepare.contamination.benchmarks.*.fields",
         "prepare.heldout.shares.*",
+        "gate.exports.*.max_loss",
+        "gate.exports.*.reason",
         *(f"teacher.{block}.{field}" for block, model in TEACHERS_OWN.items() for field in model.model_fields),
     )
     if pattern in OUTSIDE and pattern not in {pattern_of(mutation.path) for mutation in ALL}
@@ -119,7 +125,7 @@ OPTIONAL = {
 def test_what_no_file_sets_is_refused_on_the_command_line(pattern: str) -> None:
     path = OPTIONAL[pattern].replace("shares.*", "shares")
     value = {"a": OUTSIDE[pattern], "b": 0.5} if path.endswith("shares") else OUTSIDE[pattern]
-    plus = "+" if "benchmarks" in path or path.startswith("teacher.") else ""
+    plus = "+" if "benchmarks" in path or path.startswith(("teacher.", "gate.exports")) else ""
     given = f"{plus}{path}={json.dumps(value) if isinstance(value, str | list) else str(value).replace(chr(39), '')}"
     with pytest.raises(UserError) as caught:
         compose([given])

@@ -91,8 +91,11 @@ def test_a_missing_environment_is_told_before_anything_is_opened(
 def test_gguf_files_answer_token_by_token_as_the_adapter(finished: World) -> None:
     about, folder = exported(finished, "forms=[gguf,gguf_adapter,gguf_q8_0,gguf_q4_k_m]", "max_rows=30")
     for form in ("gguf", "gguf_adapter"):
-        assert about["forms"][form]["identity"] == {"rows": 30, "equal": 30, "first": []}
-        assert tag(finished, form)["identical"] == 30
+        found = about["forms"][form]["identity"]
+        # Six steps from random weights: some logits are nearly tied, and F16 may turn those alone.
+        assert found["equal"] >= 27
+        assert all(first["margin"] < 1e-3 for first in found["first"])
+        assert tag(finished, form)["identical"] == found["equal"]
     sizes = [about["forms"][form]["size"] for form in ("gguf", "gguf_q8_0", "gguf_q4_k_m")]
     assert sizes == sorted(sizes, reverse=True)
     for form, file in (("gguf", "model-f16"), ("gguf_q8_0", "model-q8_0"), ("gguf_adapter", "base-f16")):

@@ -147,7 +147,7 @@ def test_seeds_hang_on_the_question_and_the_try_alone() -> None:
 def test_a_gate_forbids_a_teacher_by_its_licence(allowed: str, refused: bool) -> None:
     at = ["teacher.kind=endpoint", "teacher.at=http://localhost:1/v1", "teacher.model=m"]
     license = "teacher.license={id: Apache-2.0, conditions: null, url: null}"
-    config = compose([*at, license, f"gate.teacher_licenses={allowed}"]).config
+    config = compose([*at, license, f"gate.licenses.teachers={allowed}"]).config
     if not refused:
         assert find(config).license["id"] == "Apache-2.0"
         return
