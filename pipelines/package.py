@@ -122,7 +122,6 @@ def _write(config: Config, made: Made, prompts: list[Prompt], folder: Path, work
     artifacts = {"adapter": made.adapter.folder, "scores": metrics, RELEASE: release}
     registry.write_model(folder, artifacts, _settings(made), prompts[0].messages)
     shutil.rmtree(release)
-    seal.write(folder)
 
 
 def _settings(made: Made) -> dict[str, Any]:

@@ -23,8 +23,6 @@ limits: Six intents and six queries of each.
 version: "1"
 date: "2026-11-26"
 """
-# What versions must show that package doesn't record yet.
-OPEN = ("gate.parity=false", "gate.contamination=null", "gate.evaluation.max_age_days=null")
 INTENTS = ("card_arrival", "exchange_rate", "age_limit", "change_pin", "lost_or_stolen_card", "transfer_timing")
 
 
@@ -114,7 +112,6 @@ class World:
             "gate.rules.declines.value=0.0",
             "gate.rules.over_refusal.value=1.0",
             "gate.licenses.data=[unknown]",
-            *OPEN,
         ]
 
     def run(self, stage: str, *overrides: str) -> int:

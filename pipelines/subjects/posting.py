@@ -87,7 +87,7 @@ class Server:
         if fields.model is None:
             raise UserError(f"{field}.model: expected the name that the endpoint knows its model by, got null")
         self.model = fields.model
-        self._key = _key(fields.api_key, field)
+        self._key = key_of_environment(fields.api_key, field)
         self.spending = Spending(fields.spending_limit, fields.price_in, fields.price_out)
 
     def __repr__(self) -> str:
@@ -278,7 +278,8 @@ def _address(at: str | None, field: str) -> httpx2.URL:
     return url
 
 
-def _key(name: str | None, field: str) -> str | None:
+def key_of_environment(name: str | None, field: str) -> str | None:
+    """The key that `env:NAME` names. Raises UserError where the environment lacks it, or no header may hold it."""
     if name is None:
         return None
     variable = name.removeprefix("env:")

@@ -65,7 +65,7 @@ class Version:
 def write_model(
     folder: Path, artifacts: Mapping[str, Path], settings: Mapping[str, Any], example: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes the pyfunc's files: models-from-code, chat signature, input example, and the code that it runs.
+    """Writes the pyfunc's files, sealed: models-from-code, chat signature, input example, and the code that it runs.
 
     An artifact lies at `artifacts/NAME`, one that is a file at `artifacts/` with its own name.
     """
@@ -86,6 +86,7 @@ def write_model(
             pip_requirements=pinned((*REQUIRED, *quantized)),
         )
     _called(folder, artifacts)
+    seal.write(folder)
 
 
 def _called(folder: Path, artifacts: Mapping[str, Path]) -> None:
@@ -108,8 +109,9 @@ def log_model(run_id: str, name: str, folder: Path, params: Mapping[str, str]) -
     """The folder, sealed, as a logged model of the run; returns the model's id and the digest of its files."""
     client = MlflowClient()
     experiment = client.get_run(run_id).info.experiment_id
+    # MLflow takes dots in a registered model's name, and none in a logged model's.
     model = client.create_logged_model(
-        experiment, name, run_id, params=masked_values(dict(params)), model_type="adapter"
+        experiment, name.replace(".", "-"), run_id, params=masked_values(dict(params)), model_type="adapter"
     )
     described = MlflowModel.load(str(folder))
     described.model_id, described.run_id = model.model_id, run_id
@@ -172,11 +174,15 @@ def contents(version: Version) -> tuple[Path, dict[str, Any]]:
 
     Raises UserError where the version is none of ours.
     """
-    folder = files(version)
+    return described(files(version), version.uri)
+
+
+def described(folder: Path, name: str) -> tuple[Path, dict[str, Any]]:
+    """The adapter's folder and the settings in the files of version `name`. Raises UserError where it isn't ours."""
     flavor = (MlflowModel.load(str(folder)).flavors or {}).get("python_function", {})
     artifacts, settings = flavor.get("artifacts") or {}, flavor.get("config") or {}
     if "adapter" not in artifacts or "template" not in settings:
-        raise UserError(f"{version.uri}: expected a version that package registered, found other files")
+        raise UserError(f"{name}: expected a version that package registered, found other files")
     return folder / artifacts["adapter"]["path"], dict(settings)
 
 

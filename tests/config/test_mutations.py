@@ -94,8 +94,13 @@ def test_every_value_outside_is_tried() -> None:
     assert not tried & OPTIONAL.keys()
 
 
-NAMES = {"sources.*": "sources.banking77_train", "subjects.*": "subjects.champion", "benchmarks.*": "benchmarks.mine"}
-NAMES |= {"exports.*": "exports.mine"}
+NAMES = {
+    "sources.*": "sources.banking77_train",
+    "subjects.*": "subjects.champion",
+    "benchmarks.*": "benchmarks.mine",
+    "exports.*": "exports.mine",
+    "adapters.*": "adapters.mine",
+}
 
 
 def named(pattern: str) -> str:
@@ -115,6 +120,7 @@ OPTIONAL = {
         "prepare.heldout.shares.*",
         "gate.exports.*.max_loss",
         "gate.exports.*.reason",
+        "serve.adapters.*",
         *(f"teacher.{block}.{field}" for block, model in TEACHERS_OWN.items() for field in model.model_fields),
     )
     if pattern in OUTSIDE and pattern not in {pattern_of(mutation.path) for mutation in ALL}
@@ -125,7 +131,7 @@ OPTIONAL = {
 def test_what_no_file_sets_is_refused_on_the_command_line(pattern: str) -> None:
     path = OPTIONAL[pattern].replace("shares.*", "shares")
     value = {"a": OUTSIDE[pattern], "b": 0.5} if path.endswith("shares") else OUTSIDE[pattern]
-    plus = "+" if "benchmarks" in path or path.startswith(("teacher.", "gate.exports")) else ""
+    plus = "+" if "benchmarks" in path or path.startswith(("teacher.", "gate.exports", "serve.")) else ""
     given = f"{plus}{path}={json.dumps(value) if isinstance(value, str | list) else str(value).replace(chr(39), '')}"
     with pytest.raises(UserError) as caught:
         compose([given])
