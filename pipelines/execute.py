@@ -95,6 +95,10 @@ def _check_ahead(stage: str, config: Config) -> Config:
         from pipelines.rewards.precheck import check as check_rewards
 
         check_rewards(config)
+    if "promote" in stages and stage != "promote":
+        from pipelines.release.foresight import check as check_licenses
+
+        check_licenses(config)
     if "distill" in stages:
         from pipelines.policy.precheck import check as check_learning
 

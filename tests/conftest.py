@@ -111,7 +111,6 @@ class World:
             "gate.compare.as_good_as_incumbent.margin=0.99",
             "gate.rules.declines.value=0.0",
             "gate.rules.over_refusal.value=1.0",
-            "gate.licenses.data=[unknown]",
         ]
 
     def run(self, stage: str, *overrides: str) -> int:

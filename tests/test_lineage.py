@@ -50,7 +50,7 @@ def test_tree_goes_from_sources_to_aliases(
         f"├─ adapter {digest}  by grpo, seed 42, run {chain.tags['adapter.run'][:8]}\n",
         f"│  ├─ base {finished.model}",
         f"│  ├─ parent adapter {digest}  by sft, run ",
-        f"│     └─ train  train, {small_rows / 'train.csv'}, licence unknown, sha256 {sha}",
+        f"│     └─ train  train, {small_rows / 'train.csv'}, LicenseRef-own, sha256 {sha}",
         "run 00000000 (gone)",
         "├─ gate staging  promoted to staging",
         "│  ├─ pass  accuracy: eval/correctness/accuracy",

@@ -36,7 +36,7 @@ def test_the_run_says_what_was_read_and_what_became_of_it(world: World) -> None:
     assert metrics["prepare/exact_duplicates"] == summary["duplicates"]["exact"]
     stored = {file.path for file in MlflowClient().list_artifacts(run.info.run_id)}
     assert {"summary.json", "report.html", "manifest.json", "config.yaml"} <= stored
-    assert product.about["licenses"] == ["unknown"]
+    assert product.about["licenses"] == ["LicenseRef-own"]
 
 
 def test_a_picture_is_no_part_of_the_digest(world: World) -> None:
