@@ -17,8 +17,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.postgres_server import free_port
 from pipelines.config.paths import PROJECT
-from tests.tracking.servers import free_port
 
 NAME = "support_routing"
 PROGRESS = re.compile(r"^\s+\S+: [\d,]+/[\d,]+ ")
