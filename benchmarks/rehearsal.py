@@ -6,7 +6,6 @@ another exit code than the one that is meant ends the rehearsal. About half an h
 """
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from benchmarks.postgres_server import free_port
 from pipelines.config.paths import PROJECT
 
 NAME = "support_routing"
-PROGRESS = re.compile(r"^\s+\S+: [\d,]+/[\d,]+ ")
+PROGRESS = re.compile(r"^\s+\w[\w ]*: [\d,]+/[\d,]+ ")
 QUESTION = "My card still hasn't arrived after two weeks, what can I do?"
 PATIENCE_S = 180.0
 
@@ -153,7 +152,7 @@ class Rehearsal:
         return [sys.executable, "-m", "pipelines", *step.words, *self.settings]
 
     def _tell(self, step: Step, output: str, end: str) -> None:
-        text = output.replace(str(self.folder), "RELEASE").replace(f"{os.sep}{os.sep}", os.sep)
+        text = output.replace(str(self.folder), "RELEASE")
         lines = [line for line in text.rstrip().splitlines() if not PROGRESS.match(line)]
         shown = "\n".join([f"$ python -m pipelines {' '.join(step.words)}", *lines, f"({end})"])
         with self.page.open("a", encoding="utf-8") as stream:

@@ -133,7 +133,8 @@ def _moved(there: Registry, source: Version, copy: Version, decision: Decision, 
     there.tag(copy, decision.tags(), "gate.")
     if (decision.registry, copy.uri) != (None, source.uri):
         Registry().tag(source, decision.tags(), "gate.")
-    say(f"  {copy.uri}, the bytes of {source.uri}, is now {copy.name}@{decision.alias}")
+    of = "" if copy.uri == source.uri else f", the bytes of {source.uri},"
+    say(f"  {copy.uri}{of} is now {copy.name}@{decision.alias}")
 
 
 def _refuse(decision: Decision, source: Version, run: Run) -> NoReturn:
