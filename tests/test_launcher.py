@@ -12,6 +12,7 @@ from pipelines.__main__ import STAGES, parse, run
 from pipelines.config.paths import PROJECT
 from pipelines.config.sweep import combinations
 from pipelines.errors import UserError
+from pipelines.stages import ACTIONS
 from pipelines.stages import STAGES as RUNNABLE
 
 HEAVY = ("torch", "transformers", "mlflow", "datasets", "trl", "peft")
@@ -134,7 +135,8 @@ def test_a_word_that_is_none_of_its_forms(arguments: list[str], said: str) -> No
 
 
 def test_stages_of_the_help_are_those_that_run() -> None:
-    assert list(STAGES) == [*RUNNABLE, "finetune"]
+    assert len(STAGES) == len(RUNNABLE) + len(ACTIONS) + 1
+    assert set(STAGES) == {*RUNNABLE, *ACTIONS, "finetune"}
 
 
 # --- sweeps -------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def dequantized(base: Any) -> Any:
     if getattr(base.config, "quantization_config", None) is not None and getattr(base, "is_loaded_in_4bit", False):
         del base.config.quantization_config
         base.is_loaded_in_4bit = base.is_quantized = False
-        base.hf_quantizer = None
+        base.hf_quantizer = base.quantization_method = None
     return base
 
 

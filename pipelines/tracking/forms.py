@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -27,7 +28,7 @@ Record = Mapping[str, Any]
 def loaded(folder: Path) -> PyFuncModel:
     """The model in a folder, as a server loads it."""
     # Rows that are asked here are no conversations of a deployment's users.
-    with _unset(TRACES):
+    with _unset(TRACES), _own_path():
         return mlflow.pyfunc.load_model(str(folder))
 
 
@@ -79,6 +80,16 @@ def _serving(model: PyFuncModel) -> Iterator[str]:
         server.should_exit = True
         thread.join()
         listener.close()
+
+
+@contextlib.contextmanager
+def _own_path() -> Iterator[None]:
+    """MLflow leaves a model's code at the front of the path, where it would hide ours from processes of this one."""
+    kept = list(sys.path)
+    try:
+        yield
+    finally:
+        sys.path[:] = kept
 
 
 @contextlib.contextmanager

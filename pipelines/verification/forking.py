@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+from pipelines.config.paths import PROJECT
 from pipelines.config.schema import Task
 from pipelines.config.schema import Verifier as Settings
 from pipelines.errors import UserError
@@ -31,7 +32,9 @@ class Template:
     def __init__(self, task: Task, settings: Settings, name: str | None) -> None:
         self.field = field_of(name)
         self._control, theirs = socket.socketpair()
-        path = json.dumps([entry or os.getcwd() for entry in sys.path])  # noqa: PTH109  # an import path is text
+        # What this process loaded may stand before us in its path, such as the code that a registered version carries.
+        own = str(PROJECT)
+        path = json.dumps([own, *(entry or os.getcwd() for entry in sys.path)])  # noqa: PTH109  # an import path is text
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-W", "ignore", "-c", _PROGRAM, path, str(theirs.fileno())],

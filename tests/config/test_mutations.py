@@ -121,6 +121,8 @@ OPTIONAL = {
         "gate.exports.*.max_loss",
         "gate.exports.*.reason",
         "serve.adapters.*",
+        "model.remote_code.revision",
+        "model.remote_code.reason",
         *(f"teacher.{block}.{field}" for block, model in TEACHERS_OWN.items() for field in model.model_fields),
     )
     if pattern in OUTSIDE and pattern not in {pattern_of(mutation.path) for mutation in ALL}
@@ -131,7 +133,11 @@ OPTIONAL = {
 def test_what_no_file_sets_is_refused_on_the_command_line(pattern: str) -> None:
     path = OPTIONAL[pattern].replace("shares.*", "shares")
     value = {"a": OUTSIDE[pattern], "b": 0.5} if path.endswith("shares") else OUTSIDE[pattern]
-    plus = "+" if "benchmarks" in path or path.startswith(("teacher.", "gate.exports", "serve.")) else ""
+    plus = (
+        "+"
+        if "benchmarks" in path or path.startswith(("teacher.", "gate.exports", "serve.", "model.remote_code"))
+        else ""
+    )
     given = f"{plus}{path}={json.dumps(value) if isinstance(value, str | list) else str(value).replace(chr(39), '')}"
     with pytest.raises(UserError) as caught:
         compose([given])

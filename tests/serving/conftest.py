@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 import mlflow
 import pytest
+from mlflow.models import Model as MlflowModel
 from safetensors.numpy import load_file, save_file
 
 from pipelines import product
@@ -69,7 +70,7 @@ def released(finished: World, tmp_path_factory: pytest.TempPathFactory) -> Relea
     root = tmp_path_factory.mktemp("released")
     plain = registry.copied(made, root / "plain")
     other = Path(shutil.copytree(plain, root / "other"))
-    _change_adapter(registry.described(other, "the version")[0])
+    _change_adapter(other, registry.described(other, "the version")[0])
     wrong = Path(shutil.copytree(plain, root / "wrong"))
     run_id, name = made.tags["adapter.run"], "served"
     answers, versions = {}, []
@@ -88,16 +89,20 @@ def released(finished: World, tmp_path_factory: pytest.TempPathFactory) -> Relea
     return Released(finished.store, name, first, second, third, answers)
 
 
-def _change_adapter(folder: Path) -> None:
-    """Other weights, so that it answers otherwise; sealed anew as a product."""
+def _change_adapter(version: Path, folder: Path) -> None:
+    """Other weights, so that it answers otherwise; sealed anew as a product, and as what the version holds."""
     weights = load_file(folder / "adapter_model.safetensors")
     save_file(
         {name: (value[::-1] * 40).copy() for name, value in weights.items()}, folder / "adapter_model.safetensors"
     )
     manifest = json.loads((folder / product.MANIFEST).read_text(encoding="utf-8"))
     (folder / product.MANIFEST).unlink()
-    product.publish(folder, folder.with_name("again"), "adapter", manifest["made_by"], manifest["about"])
-    folder.with_name("again").rename(folder)
+    again = folder.with_name("again")
+    made = product.publish(folder, again, "adapter", manifest["made_by"], manifest["about"])
+    again.rename(folder)
+    described = MlflowModel.load(str(version))
+    described.flavors["python_function"]["config"]["digests"]["adapter"] = made.digest
+    described.save(str(version / "MLmodel"))
 
 
 def _answered(folder: Path) -> list[dict[str, Any]]:
