@@ -112,7 +112,9 @@ def _write(config: Config, made: Made, prompts: list[Prompt], folder: Path, work
     """The model as a server loads it; what the forms say is written into it later."""
     # What evaluate keeps in a file is without what differs with the machine's speed; a gate may ask for that too.
     metrics, release = work / "scores.json", work / RELEASE
-    metrics.write_text(json.dumps({"metrics": made.scores.about["metrics"]}, indent=2) + "\n", encoding="utf-8")
+    evaluated = {"adapter": made.scores.about["adapter_digest"], "revision": str(config.model.revision)}
+    told = {"metrics": made.scores.about["metrics"], "evaluated": evaluated}
+    metrics.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(release, ignore_errors=True)
     release.mkdir()
     (release / "NOTICE.md").write_text(notice(made, bases.folder_of(config.model)), encoding="utf-8")

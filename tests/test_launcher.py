@@ -134,6 +134,26 @@ def test_a_word_that_is_none_of_its_forms(arguments: list[str], said: str) -> No
     assert str(caught.value) == said
 
 
+@pytest.mark.parametrize(
+    ("stage", "given", "meant"),
+    [
+        ("promote", "to=staging", "promote.to=staging"),
+        ("promote", "model=models:/x/3", "promote.model=models:/x/3"),
+        ("promote", "model=qwen3_8b", "model=qwen3_8b"),
+        ("rollback", "model=x", "rollback.model=x"),
+        ("serve", "engine=vllm", "serve.engine=vllm"),
+        ("deploy", "engine=vllm", "deploy.engine=vllm"),
+        ("deploy", "engine=kubernetes", "engine=kubernetes"),
+        ("deploy", "engine.image=i", "engine.image=i"),
+        ("export", "calibration.rows=16", "export.calibration.rows=16"),
+        ("export", "model.id=folder", "model.id=folder"),
+        ("sft", "to=staging", "to=staging"),
+    ],
+)
+def test_a_bare_key_of_a_release_stage_is_its_own(stage: str, given: str, meant: str) -> None:
+    assert parse([stage, given]).overrides == [meant]
+
+
 def test_stages_of_the_help_are_those_that_run() -> None:
     assert len(STAGES) == len(RUNNABLE) + len(ACTIONS) + 1
     assert set(STAGES) == {*RUNNABLE, *ACTIONS, "finetune"}

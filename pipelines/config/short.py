@@ -16,8 +16,11 @@ def spelled_out(stage: str, text: str) -> str:
     program.
     """
     name, separator, value = text.partition("=")
-    if stage not in RELEASE or not separator or name not in _fields(stage):
+    block, dot, _ = name.partition(".")
+    if stage not in RELEASE or not separator or block not in _fields(stage):
         return text
+    if dot:  # such as calibration.rows; model.id is the model's
+        return text if block in Config.model_fields else f"{stage}.{text}"
     if (stage, name) == ("deploy", "engine") and value not in get_args(Kind):
         return text  # whose machines the pods run on, a file of conf/engine/
     if name == "model" and stage not in ("rollback", "lineage") and not value.strip("'\"").startswith("models:"):

@@ -25,6 +25,7 @@ from pipelines.tracking.registry import Version
 
 RELEASES = ".releases"
 COPY_TAG = "release.copy_of"
+PAST = "not of the last decision"
 OF_THE_SOURCE = ("gate.", COPY_TAG)  # tags that say something of the source alone
 
 
@@ -129,10 +130,10 @@ class Registry:
             raise
 
     def tag(self, version: Version, values: Mapping[str, object], stale: str = "") -> None:
-        """Writes tags onto a version; those that begin with `stale` and aren't among them go."""
+        """Writes tags onto a version; those that begin with `stale` and aren't among them say that they are past."""
         name, number = version.name, version.number
         kept = again(lambda: self.client.get_model_version(name, number)).tags
-        for key in [key for key in kept if stale and key.startswith(stale) and key not in values]:
-            again(partial(self.client.delete_model_version_tag, name, number, key))
-        for key, value in values.items():
+        # To delete one takes a permission that whoever may move an alias need not have.
+        past = {key: PAST for key in kept if stale and key.startswith(stale) and key not in values}
+        for key, value in {**past, **values}.items():
             again(partial(self.client.set_model_version_tag, name, number, key, str(value)))
