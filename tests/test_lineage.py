@@ -87,9 +87,8 @@ def test_name_alone_lists_versions_and_moves(
 def test_without_a_model_it_is_the_version_of_this_configuration(
     finished: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = finished.run("lineage")
-    told = capsys.readouterr()
-    assert f"models:/{finished.folder.name}/1" in (told.out if code == 0 else told.err)
+    assert finished.run("lineage") == 0
+    assert f"models:/{finished.folder.name}/1" in capsys.readouterr().out
 
 
 def test_what_is_not_there_is_told(finished: World, capsys: pytest.CaptureFixture[str]) -> None:
