@@ -55,6 +55,7 @@ def run(config: Config, inputs: dict[str, Product], work: Path, run: Run) -> dic
     parity = _parity(adapter, measured)
     run.data(json.dumps(parity, indent=2) + "\n", "parity.json")
     _require(config, parity)
+    _tell(parity)
     _write_papers(config, made[0], measured, records, folder)
     registered = _register(config, made[0], parity, folder, run)
     shutil.rmtree(folder)
@@ -169,6 +170,14 @@ def _require(config: Config, parity: Mapping[str, Any]) -> None:
             if name in config.package.parity.require:
                 raise Refused(f"package.parity: not registered: {told}")
             say(f"  parity: {told}")
+
+
+def _tell(parity: Mapping[str, Any]) -> None:
+    """What a reader of the terminal wants to know before a release: forms, and who can serve them."""
+    forms = ", ".join(f"{name} {form['tokens_equal']}/{form['rows']}" for name, form in parity["forms"].items())
+    vllm = parity["serving"]["vllm"]
+    able = f"can load it, with --max-lora-rank {vllm['max_lora_rank']}" if vllm["loadable"] else "can't load it: "
+    say(f"  equal answers: {forms}; vLLM {able}{vllm['why']}")
 
 
 def _write_papers(config: Config, made: Made, measured: Measured, records: list[Record], folder: Path) -> None:
