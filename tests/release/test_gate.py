@@ -131,7 +131,7 @@ def test_bounds(bound: str, value: Any, found: float | None, passed: bool) -> No
         ({"tags": {"contamination": "present"}}, "contamination"),
         ({"tags": {"contamination": "absent"}}, "contamination"),
         ({"tags": {"contamination": None}}, "contamination"),
-        ({"tags": {"base.license": "LicenseRef-Gemma"}}, "license_base"),
+        ({"tags": {"base.license": "LicenseRef-research-only"}}, "license_base"),
         ({"tags": {"base.license": None}}, "license_base"),
         ({"tags": {"rows.licenses": "CC-BY-4.0, unknown"}}, "license_data"),
         ({"tags": {"rows.licenses": ""}}, "license_data"),

@@ -52,6 +52,13 @@ class Running:
     def post(self, path: str = "/v1/chat/completions", **body: Any) -> httpx2.Response:
         return httpx2.post(f"{self.address}{path}", json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
 
+    def talkative(self, max_tokens: int) -> list[dict[str, str]]:
+        """What it says most to: how long a model of a few steps talks differs from machine to machine."""
+        asked = [[{"role": "user", "content": text}] for text in (*QUESTIONS, *(f"{q} " * 3 for q in QUESTIONS))]
+        used = [self.ask(messages=m, max_tokens=max_tokens).json()["usage"]["completion_tokens"] for m in asked]
+        assert max(used) > 2, used
+        return asked[used.index(max(used))]
+
     def ask(self, **further: Any) -> httpx2.Response:
         return self.post(**{"model": "served/1", "messages": [{"role": "user", "content": QUESTIONS[0]}], **further})
 
@@ -87,7 +94,8 @@ def test_answers_are_the_recorded_ones_whole_and_streamed(running: Running, rele
 
 
 def test_a_stream_comes_while_the_model_is_at_work(running: Running) -> None:
-    given: Any = {"model": "served/1", "messages": [{"role": "user", "content": QUESTIONS[0]}], "max_tokens": 200}
+    messages = running.talkative(max_tokens=200)
+    given: Any = {"model": "served/1", "messages": messages, "max_tokens": 200}
     stream = running.client.chat.completions.create(**given, stream=True)
     next(iter(stream))
     words = next(chunk for chunk in stream if chunk.choices[0].delta.content)
@@ -144,13 +152,14 @@ def test_calls_of_tools_in_openais_form() -> None:
 
 
 def test_the_limit_and_the_stop_string_end_an_answer(running: Running) -> None:
-    short = running.ask(max_tokens=2).json()
+    messages = running.talkative(max_tokens=8)
+    short = running.ask(messages=messages, max_tokens=2).json()
     assert short["choices"][0]["finish_reason"] == "length"
     assert short["usage"]["completion_tokens"] == 2
-    whole = running.ask().json()["choices"][0]["message"]["content"]
+    whole = running.ask(messages=messages).json()["choices"][0]["message"]["content"]
     sign = whole[1]
     for stream in (False, True):
-        reply = running.ask(stop=sign, stream=stream)
+        reply = running.ask(messages=messages, stop=sign, stream=stream)
         text = _streamed(reply) if stream else reply.json()["choices"][0]["message"]["content"]
         assert text == whole[: whole.index(sign)]
 
