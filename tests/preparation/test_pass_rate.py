@@ -42,8 +42,10 @@ def test_the_same_seed_gives_the_same_rows(prepared: Prepare) -> None:
     options = ["task.verify=exact", *OFF, *BAND, "prepare.pass_rate.low=0.0"]
     first, second = (prepared(SUMS, HELD, *options, task="my_conversations") for _ in range(2))
     assert first.summary["pass_rate"] == second.summary["pass_rate"]
-    other = prepared(SUMS, HELD, *options, "seed=7", task="my_conversations")
-    assert other.summary["pass_rate"]["rows_by_passed"] != first.summary["pass_rate"]["rows_by_passed"]
+    # Two seeds may share the counts of so few rows by chance.
+    others = [prepared(SUMS, HELD, *options, f"seed={seed}", task="my_conversations") for seed in (7, 8, 9)]
+    counts = [other.summary["pass_rate"]["rows_by_passed"] for other in others]
+    assert any(found != first.summary["pass_rate"]["rows_by_passed"] for found in counts)
 
 
 def test_samples_vary_and_follow_their_seed() -> None:
