@@ -21,12 +21,12 @@ from pipelines.progress import say
 from pipelines.release import seal
 from pipelines.tracking import moves, store
 from pipelines.tracking.patience import again
+from pipelines.tracking.provenance import COPY_OF
 from pipelines.tracking.registry import Version
 
 RELEASES = ".releases"
-COPY_TAG = "release.copy_of"
 PAST = "not of the last decision"
-OF_THE_SOURCE = ("gate.", COPY_TAG)  # tags that say something of the source alone
+OF_THE_SOURCE = ("gate.", COPY_OF)  # tags that say something of the source alone
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Registry:
         for found in again(lambda: self.client.search_model_versions(query)):
             version = Version(name, str(found.version), dict(found.tags))
             model_id = (found.source or "").removeprefix("models:/")
-            if COPY_TAG not in version.tags or not model_id.startswith("m-"):
+            if COPY_OF not in version.tags or not model_id.startswith("m-"):
                 continue
             if self._experiment_of(model_id) != experiment:
                 continue
@@ -95,7 +95,7 @@ class Registry:
             written = f"{name}: the copy of {source.uri}"
             self._checked(model.artifact_location, Path(temporary) / "files", source.digest, written)
         tags = {key: value for key, value in source.tags.items() if not key.startswith(OF_THE_SOURCE)}
-        tags |= {COPY_TAG: source.uri, seal.DIGEST_TAG: source.digest}
+        tags |= {COPY_OF: source.uri, seal.DIGEST_TAG: source.digest}
         at = f"models:/{model.model_id}"
         made = again(lambda: client.create_model_version(name, at, tags=tags, model_id=model.model_id))
         return Version(name, str(made.version), tags)

@@ -23,6 +23,7 @@ from pipelines.release import seal
 from pipelines.release.carried import carry
 from pipelines.release.pins import pinned
 from pipelines.secrets import masked_values
+from pipelines.tracking import moves
 from pipelines.tracking.run import fit
 from pipelines.tracking.sending import dataset_of
 
@@ -131,11 +132,7 @@ def log_metrics(model_id: str, metrics: Mapping[str, float], data: Mapping[str, 
 def register(name: str, model_id: str, run_id: str, tags: Mapping[str, str]) -> Version:
     """A new version of the registered model; the model is made where its name is new."""
     client = MlflowClient()
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
+    moves.make_model(client, name)
     plain: dict[str, str] = masked_values(dict(tags))
     made = client.create_model_version(name, f"models:/{model_id}", run_id, plain, model_id=model_id)
     return Version(name, str(made.version), plain)
@@ -227,24 +224,12 @@ def logged_model(version: Version) -> str | None:
 
 def exists(name: str, number: str) -> bool:
     """Whether the registry still holds that version."""
-    try:
-        MlflowClient().get_model_version(name, number)
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
-    return True
+    return moves.is_there(MlflowClient(), name, number)
 
 
 def holder(name: str, alias: str) -> str | None:
     """The version that holds an alias."""
-    try:
-        return str(MlflowClient().get_model_version_by_alias(name, alias).version)
-    except MlflowException as error:
-        # The alias may be free and the model may be new; MLflow has a code for each.
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-            return None
-        raise
+    return moves.holder_of(MlflowClient(), name, alias)
 
 
 def point(name: str, alias: str, number: str) -> None:
@@ -256,8 +241,3 @@ def tag(version: Version, values: Mapping[str, object]) -> None:
     """Writes tags onto a version."""
     for key, value in values.items():
         MlflowClient().set_model_version_tag(version.name, version.number, key, masked_values(str(value), key))
-
-
-def fetch(version: Version, path: str) -> Path:
-    """A file of a version, downloaded where it isn't local."""
-    return Path(mlflow.artifacts.download_artifacts(f"{version.uri}/{path}"))
